@@ -1,0 +1,216 @@
+"""Files of an index: atomic Parquet and Arrow IPC writes, memory-mapped reads and checksums. Nothing else opens them.
+
+A file appears under its name only when it is complete: it is written beside itself and renamed. Parquet holds what
+people query; the uncompressed IPC files have one record batch with one column, which a memory map views without a copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import xxhash
+
+from arrowds.errors import IndexCorruptError, StorageError
+from arrowds.schema import mapped_type, numpy_dtype
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".tmp"
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What the manifest keeps of a file: its size in bytes and the xxh3-128 digest of its bytes."""
+
+    bytes: int
+    xxh3: str
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; rename it to ``path`` on success, remove it on failure.
+
+    Raises:
+        StorageError: when the file can't be written (disk full, file-size limit, permission), naming what is missing.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise StorageError(error.errno, f"{path} could not be written: {_explained(error)}") from error
+        raise
+
+
+def _explained(error: OSError) -> str:
+    reasons = {
+        errno.ENOSPC: "the disk is full; free space or choose another path, then run again: finished parts are kept",
+        errno.EDQUOT: "the disk quota is used up; free space or choose another path, then run again",
+        errno.EFBIG: "the file-size limit of this process (ulimit -f) is too small; raise it, then run again",
+        errno.EACCES: "permission denied",
+        errno.EROFS: "the file system is read-only",
+    }
+    return reasons.get(error.errno or 0, str(error))
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed runs left half-written below ``folder``."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically and durably."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_parquet(path: Path, table: pa.Table, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``table`` as one Parquet file, atomically; equal tables give equal bytes.
+
+    Integers are delta-encoded and floats split into byte streams where that pays, dictionaries are used for columns
+    with few distinct values, and zstd compresses the pages.
+    """
+    if metadata:
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+    with replacing(path) as temporary:
+        pq.write_table(table.combine_chunks(), temporary, compression="zstd", compression_level=1, **_encodings(table))
+
+
+def _encodings(table: pa.Table) -> dict[str, object]:
+    """Choose an encoding per column: ids and counts ascend, so deltas are tiny; values repeat or are floats."""
+    encodings = {}
+    for field in table.schema:
+        if pa.types.is_integer(field.type) and field.name != "value":
+            encodings[field.name] = "DELTA_BINARY_PACKED"
+    dictionary = [name for name in table.column_names if name not in encodings]
+    return {"use_dictionary": dictionary, "column_encoding": encodings or None}
+
+
+def read_parquet(path: Path, *, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file of the index into memory.
+
+    Raises:
+        IndexCorruptError: when it is missing, truncated or not Parquet.
+    """
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise IndexCorruptError(f"{path} can't be read: {error}") from error
+
+
+def read_parquet_metadata(path: Path) -> dict[str, str]:
+    """Return the key-value metadata in the footer of a Parquet file, without reading its columns.
+
+    Raises:
+        IndexCorruptError: when the file is missing, truncated or not Parquet.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise IndexCorruptError(f"{path} can't be read: {error}") from error
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+@contextmanager
+def allocated_map(path: Path, kind: pa.DataType, length: int, *, name: str) -> Iterator[np.ndarray]:
+    """Give the column of a new IPC file as a writable array; the file takes its name when the block ends.
+
+    The array is a shared memory map of the file itself, so a column larger than memory can be filled in any order. All
+    its blocks are reserved first: a full disk is an error here, not a crash at a later write.
+
+    Args:
+        path: the file.
+        kind: Arrow type of the column; bool is stored as bytes.
+        length: number of rows.
+        name: name of the column.
+
+    Raises:
+        StorageError: when there is no room for the file.
+    """
+    kind = mapped_type(kind)
+    dtype = numpy_dtype(kind)
+    with replacing(path) as temporary:
+        offset = _write_zeros(temporary, kind, length, name)
+        if length == 0:
+            yield np.empty(0, dtype)
+            return
+        with temporary.open("r+b") as file:
+            buffer = mmap.mmap(file.fileno(), 0)
+        yield np.frombuffer(buffer, dtype, count=length, offset=offset)
+        # The map is closed by the last array that views it; the kernel keeps its pages coherent with the file.
+
+
+def _write_zeros(path: Path, kind: pa.DataType, length: int, name: str) -> int:
+    """Write an IPC file whose column is all zeros and return the byte offset of that column."""
+    nbytes = length * numpy_dtype(kind).itemsize
+    zeros = pa.py_buffer(mmap.mmap(-1, nbytes)) if nbytes else pa.py_buffer(b"")
+    column = pa.Array.from_buffers(kind, length, [None, zeros], null_count=0)
+    with path.open("wb") as file:
+        if nbytes and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, nbytes + 4096)
+        _write_batch(file, column, name)
+        file.truncate()
+    return 0 if nbytes == 0 else _column_offset(path)
+
+
+def _write_batch(file: object, column: pa.Array, name: str) -> None:
+    batch = pa.record_batch([column], names=[name])
+    with pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _column_offset(path: Path) -> int:
+    with pa.memory_map(str(path)) as source:
+        base: int = source.read_buffer(1).address
+        source.seek(0)
+        column = pa.ipc.open_file(source).get_batch(0).column(0)
+        offset: int = column.buffers()[1].address - base
+    return offset
+
+
+def write_map(path: Path, column: pa.Array, *, name: str) -> None:
+    """Write an array as the only column of an IPC file, atomically."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _write_batch(file, column, name)
+
+
+def read_map(path: Path) -> pa.Array:
+    """Map the only column of an IPC file into memory, without a copy.
+
+    Raises:
+        IndexCorruptError: when the file is missing, truncated or not Arrow IPC.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        return reader.get_batch(0).column(0)
+    except (OSError, IndexError, pa.ArrowException) as error:
+        raise IndexCorruptError(f"{path} can't be mapped: {error}") from error
+
+
+def record(path: Path) -> FileRecord:
+    """Return the size and the digest of a file."""
+    digest = xxhash.xxh3_128()
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileRecord(bytes=size, xxh3=digest.hexdigest())
