@@ -1,0 +1,100 @@
+"""What a batch is, and how a metric sees it as Arrow columns, whether a table or a collate function made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from arrowds.errors import MetricError, MissingColumnError
+
+Batch = Any
+"""A ``pyarrow.RecordBatch`` from a columnar source; anything that a collate function returns from a torch dataset."""
+
+
+def column(batch: Batch, name: str) -> pa.Array:
+    """Return one field of a batch as an Arrow array with a row per sample.
+
+    A record batch gives its column. A mapping gives the field ``name``: tensors and arrays of one dimension become
+    values, those of two become lists of their rows, and sequences of tensors, arrays or lists become lists.
+
+    Raises:
+        MissingColumnError: when the batch has no such field; names those it has.
+
+    >>> column({"input_ids": np.array([[1, 2], [3, 4]])}, "input_ids").to_pylist()
+    [[1, 2], [3, 4]]
+    """
+    if isinstance(batch, pa.RecordBatch):
+        index = batch.schema.get_field_index(name)
+        if index < 0:
+            raise MissingColumnError(f"there is no column {name!r}; the columns are {batch.schema.names}")
+        return batch.column(index)
+    if not isinstance(batch, Mapping):
+        raise MissingColumnError(
+            f"the batch is a {type(batch).__name__}, so it has no field {name!r}; "
+            "let the dataset or its collate_fn return a dict, or use arrowds.metrics.function"
+        )
+    if name not in batch:
+        raise MissingColumnError(f"the batch has no field {name!r}; its fields are {list(batch)}")
+    return as_arrow(batch[name])
+
+
+def as_record_batch(batch: Batch) -> pa.RecordBatch:
+    """Return a batch as a record batch; a batch that is no mapping becomes the column ``value``."""
+    if isinstance(batch, pa.RecordBatch):
+        return batch
+    fields = batch if isinstance(batch, Mapping) else {"value": batch}
+    return pa.record_batch({str(name): as_arrow(field) for name, field in fields.items()})
+
+
+def as_numpy(data: object) -> np.ndarray | None:
+    """Return a tensor or array as NumPy, without a copy where it lies in host memory; None for anything else."""
+    if isinstance(data, np.ndarray):
+        return data
+    if hasattr(data, "detach") and hasattr(data, "numpy"):
+        tensor: Any = data
+        if tensor.device.type != "cpu" or tensor.requires_grad:
+            tensor = tensor.detach().cpu()
+        array: np.ndarray = tensor.numpy()
+        return array
+    return None
+
+
+def as_arrow(data: object) -> pa.Array:
+    """Return a field of a collated batch as an Arrow array: a tensor, an array, or a sequence of either."""
+    array = as_numpy(data)
+    if array is not None:
+        return _from_numpy(array)
+    if isinstance(data, pa.ChunkedArray):
+        return data.combine_chunks()
+    if isinstance(data, pa.Array):
+        return data
+    if isinstance(data, list | tuple) and data and as_numpy(data[0]) is not None:
+        return _from_rows([_row(item) for item in data])
+    try:
+        return pa.array(data)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise MetricError(f"a {type(data).__name__} can't be seen as a column of samples: {error}") from error
+
+
+def _from_numpy(array: np.ndarray) -> pa.Array:
+    if array.ndim == 1:
+        return pa.array(array)
+    if array.ndim != 2:
+        raise MetricError(f"an array of shape {array.shape} is no column; expected one or two dimensions")
+    rows, width = array.shape
+    offsets = np.arange(rows + 1, dtype=np.int64) * width
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(array.reshape(-1)))
+
+
+def _row(item: object) -> np.ndarray:
+    array = as_numpy(item)
+    return np.atleast_1d(np.asarray(item) if array is None else array)
+
+
+def _from_rows(rows: list[np.ndarray]) -> pa.Array:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([row.size for row in rows], out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([row.reshape(-1) for row in rows])))

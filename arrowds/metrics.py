@@ -1,0 +1,318 @@
+"""What is measured: the metric type and the built-ins, from a batch to an Arrow array or a sum; no I/O, no ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from arrowds.batch import Batch, as_record_batch, column
+from arrowds.callable_digest import callable_digest
+from arrowds.errors import MetricError, MetricValueError
+from arrowds.schema import check_metric_name, value_type
+
+Kind = Literal["per_sample", "total"]
+Nulls = Literal["refuse", "keep"]
+Totals = Mapping[str, np.ndarray]
+
+_LARGEST_TOKEN_ID = 1 << 28
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(ABC):
+    """One measurement. Derive from it to add a kind of metric; a single callable needs only :func:`function`.
+
+    Attributes:
+        name: folder in the index and column of a query.
+        kind: ``"per_sample"`` (one value for each sample) or ``"total"`` (arrays that are added up over all batches).
+        dtype: Arrow type of the values; None when the first result decides.
+        nulls: ``"refuse"`` makes null and NaN an error; ``"keep"`` leaves such samples out of the difficulty order.
+    """
+
+    name: str
+    kind: Kind = "per_sample"
+    dtype: pa.DataType | None = None
+    nulls: Nulls = "refuse"
+
+    in_threads: ClassVar[bool] = False
+    """True where ``compute`` works outside the interpreter lock, so that threads serve it as well as processes."""
+
+    def __post_init__(self) -> None:
+        check_metric_name(self.name)
+        for value, allowed in ((self.kind, ("per_sample", "total")), (self.nulls, ("refuse", "keep"))):
+            if value not in allowed:
+                raise MetricError(f"metric {self.name!r}: got {value!r}, expected one of {allowed}")
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns that ``compute`` reads; None for all."""
+        return None
+
+    @property
+    def requires(self) -> tuple[Metric, ...]:
+        """Totals that must be known before ``compute`` is called."""
+        return ()
+
+    @abstractmethod
+    def compute(self, batch: Batch, totals: Totals) -> Any:
+        """Measure one batch of n samples.
+
+        Args:
+            batch: a record batch, or what the collate function of a torch dataset returned.
+            totals: the sums of ``requires``, by name.
+
+        Returns:
+            For ``"per_sample"`` n values: an Arrow array, a NumPy array, a torch tensor or a Polars series. For
+            ``"total"`` an array or number of any shape; shorter vectors are padded with zeros when they are added.
+        """
+
+    @abstractmethod
+    def definition(self) -> str:
+        """Return a text that changes when the meaning of the metric changes; finished parts of another are dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TokenMetric(Metric):
+    """A metric of the token ids in one list column."""
+
+    column: str
+
+    in_threads: ClassVar[bool] = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def definition(self) -> str:
+        return f"{type(self).__name__.lower()}({self.column}, {self.dtype}, nulls={self.nulls})"
+
+    def lists(self, batch: Batch) -> pa.Array:
+        """Return the column as an Arrow list array."""
+        lists = column(batch, self.column)
+        if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type) or _is_fixed_list(lists.type)):
+            raise MetricValueError(
+                f"metric {self.name!r} reads lists of token ids, but column {self.column!r} has type {lists.type}; "
+                "for text, use arrowds.sources.TokenizedSource (--tokenizer) or "
+                "arrowds.metrics.expr(..., pl.col(...).str.len_chars())"
+            )
+        return lists
+
+    def token_ids(self, lists: pa.Array) -> np.ndarray:
+        """Return the ids of all lists, one after the other."""
+        flat = lists.flatten()
+        if not pa.types.is_integer(flat.type) or flat.null_count:
+            raise MetricValueError(
+                f"metric {self.name!r} needs integer token ids without nulls; column {self.column!r} has {lists.type}"
+                + (f" with {flat.null_count} null ids" if flat.null_count else "")
+            )
+        ids: np.ndarray = flat.to_numpy(zero_copy_only=False)
+        return ids
+
+
+def _is_fixed_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeqLen(_TokenMetric):
+    """Number of tokens of each sample."""
+
+    def compute(self, batch: Batch, totals: Totals) -> pa.Array:
+        return pc.list_value_length(self.lists(batch)).cast(pa.int64())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts(_TokenMetric):
+    """How often each token id occurs in all samples together."""
+
+    vocab_size: int | None = None
+
+    def definition(self) -> str:
+        return f"{super().definition()}[{self.vocab_size}]"
+
+    def compute(self, batch: Batch, totals: Totals) -> np.ndarray:
+        ids = self.token_ids(self.lists(batch))
+        limit = self.vocab_size or _LARGEST_TOKEN_ID
+        if ids.size and (ids.min() < 0 or ids.max() >= limit):
+            bad = ids.min() if ids.min() < 0 else ids.max()
+            raise MetricValueError(f"metric {self.name!r}: token id {bad} lies outside 0 to {limit - 1}")
+        return np.bincount(ids, minlength=self.vocab_size or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabRarity(_TokenMetric):
+    """Sum over a sample's tokens of -log p(token), p being the token's share of all tokens."""
+
+    @property
+    def counts(self) -> TokenCounts:
+        """The first pass that this metric needs."""
+        return TokenCounts(name=f"{self.name}.token_counts", kind="total", dtype=pa.int64(), column=self.column)
+
+    @property
+    def requires(self) -> tuple[Metric, ...]:
+        return (self.counts,)
+
+    def compute(self, batch: Batch, totals: Totals) -> pa.Array:
+        lists = self.lists(batch)
+        information = _information(totals[self.counts.name])
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        sums = _sums_of_runs(information[self.token_ids(lists)], lengths)
+        if self.dtype is not None and pa.types.is_integer(self.dtype):
+            sums = np.trunc(sums)
+        return pa.array(sums.astype(np.float64), mask=_null_mask(lists)).cast(self.dtype or pa.float64())
+
+
+def _information(counts: np.ndarray) -> np.ndarray:
+    """Return -log(share) of each token id in nats; ids that never occur get the value of one occurrence."""
+    information: np.ndarray = np.log(max(counts.sum(), 1)) - np.log(np.maximum(counts, 1))
+    return information
+
+
+def _sums_of_runs(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Sum consecutive runs of ``values`` whose lengths are given; a run of length 0 sums to 0."""
+    sums = np.zeros(len(lengths))
+    filled = np.flatnonzero(lengths)
+    if len(filled):
+        starts = np.cumsum(lengths, dtype=np.int64)[filled] - lengths[filled]
+        sums[filled] = np.add.reduceat(values, starts)
+    return sums
+
+
+def _null_mask(array: pa.Array) -> np.ndarray | None:
+    if array.null_count == 0:
+        return None
+    mask: np.ndarray = array.is_null().to_numpy(zero_copy_only=False)
+    return mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expression(Metric):
+    """A Polars expression that gives one value for each row."""
+
+    expression: pl.Expr
+
+    in_threads: ClassVar[bool] = True
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        names = self.expression.meta.root_names()
+        selects_more = self.expression.meta.has_multiple_outputs() or "*" in names
+        return None if selects_more or not names else tuple(sorted(set(names)))
+
+    def compute(self, batch: Batch, totals: Totals) -> pa.Array:
+        frame = pl.from_arrow(as_record_batch(batch))
+        if not isinstance(frame, pl.DataFrame):
+            raise MetricError(f"metric {self.name!r}: the batch is no table")
+        return frame.select(self.expression.alias(self.name)).to_series().to_arrow()
+
+    def definition(self) -> str:
+        body = xxhash.xxh3_128_hexdigest(self.expression.meta.serialize())
+        return f"expr({body}, {self.dtype}, nulls={self.nulls})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function(Metric):
+    """A callable from a batch to values, or to something to add up."""
+
+    fn: Callable[[Any], Any]
+    reads: tuple[str, ...] | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        return self.reads
+
+    def compute(self, batch: Batch, totals: Totals) -> Any:
+        return self.fn(batch)
+
+    def definition(self) -> str:
+        return f"function({callable_digest(self.fn)}, {self.kind}, {self.dtype}, nulls={self.nulls})"
+
+
+def seqlen(column: str = "input_ids", *, name: str = "seqlen", nulls: Nulls = "refuse") -> Metric:
+    """Number of tokens of each sample: the length of each list in ``column`` (int64).
+
+    >>> batch = pa.record_batch({"input_ids": [[5, 6, 7], [], [5]]})
+    >>> seqlen("input_ids").compute(batch, {}).to_pylist()
+    [3, 0, 1]
+    """
+    return SeqLen(name=name, column=column, dtype=pa.int64(), nulls=nulls)
+
+
+def token_counts(column: str = "input_ids", *, name: str = "token_counts", vocab_size: int | None = None) -> Metric:
+    """How often each token id occurs in all samples: an int64 array of shape (largest id + 1) or (``vocab_size``).
+
+    >>> batch = pa.record_batch({"input_ids": [[2, 0, 2], [], [1]]})
+    >>> token_counts("input_ids").compute(batch, {})
+    array([1, 1, 2])
+    """
+    return TokenCounts(name=name, kind="total", dtype=pa.int64(), column=column, vocab_size=vocab_size)
+
+
+def vocab_rarity(
+    column: str = "input_ids", *, name: str = "vocab_rarity", dtype: object = "float64", nulls: Nulls = "refuse"
+) -> Metric:
+    """How rare a sample's tokens are: the sum of -log p(token), in nats, p being the token's share of the dataset.
+
+    Token counts are taken in a first pass of its own. With an integer ``dtype`` the sum is truncated, as in
+    Megatron-DeepSpeed's analysis. Source: Li et al., "DeepSpeed Data Efficiency" (2022), after the rarity of
+    Platanios et al., "Competence-based Curriculum Learning" (2019).
+
+    >>> batch = pa.record_batch({"input_ids": [[0, 0], [0, 1]]})
+    >>> metric = vocab_rarity("input_ids")
+    >>> totals = {"vocab_rarity.token_counts": np.array([3, 1])}
+    >>> metric.compute(batch, totals).to_numpy().round(3)
+    array([0.575, 1.674])
+    """
+    return VocabRarity(name=name, column=column, dtype=value_type(dtype), nulls=nulls)
+
+
+def expr(name: str, expression: pl.Expr, *, dtype: object = None, nulls: Nulls = "refuse") -> Metric:
+    """Any Polars expression over the columns of a sample that gives one number or bool for each row.
+
+    The expression sees one batch at a time, so it must not look at other rows (no ``rank``, ``shift``, ``over``).
+
+    >>> batch = pa.record_batch({"text": ["abc", "de"]})
+    >>> expr("n_chars", pl.col("text").str.len_chars()).compute(batch, {}).to_pylist()
+    [3, 2]
+    """
+    declared = None if dtype is None else value_type(dtype)
+    return Expression(name=name, expression=expression, dtype=declared, nulls=nulls)
+
+
+def function(
+    name: str,
+    fn: Callable[[Any], Any],
+    *,
+    dtype: object = None,
+    kind: Kind = "per_sample",
+    columns: tuple[str, ...] | list[str] | None = None,
+    nulls: Nulls = "refuse",
+) -> Metric:
+    """A callable on a batch: per sample (n values) or total (any shape, added up over all batches).
+
+    Args:
+        name: name of the metric.
+        fn: takes a ``pyarrow.RecordBatch`` from a columnar source, or the collated batch of a torch dataset; returns
+            a NumPy array, a torch tensor, an Arrow array or a Polars series.
+        dtype: the type to store, in NumPy's, torch's, Polars' or Arrow's spelling; by default that of the first result.
+        kind: ``"per_sample"`` or ``"total"``.
+        columns: the columns that ``fn`` reads, so that a file source reads no others; by default all.
+        nulls: what to do with NaN and null, see :class:`Metric`.
+
+    >>> metric = function("first", lambda batch: batch["x"].to_numpy() * 2, dtype="int32")
+    >>> metric.compute(pa.record_batch({"x": [1, 2]}), {})
+    array([2, 4])
+    """
+    if not callable(fn):
+        raise MetricError(f"metric {name!r} needs a callable that takes a batch; got a {type(fn).__name__}")
+    declared = None if dtype is None else value_type(dtype)
+    return Function(
+        name=name, fn=fn, dtype=declared, kind=kind, reads=None if columns is None else tuple(columns), nulls=nulls
+    )
