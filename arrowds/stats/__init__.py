@@ -1,0 +1,1 @@
+"""Profiler events and NVMe benchmark logs as Arrow tables."""
