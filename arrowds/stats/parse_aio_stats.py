@@ -1,7 +1,7 @@
 """DeepSpeed's script of the same name: its functions, its output, without its crashes.
 
-``python -m arrowds.stats.parse_aio_stats --log_dir LOGS --metric read_speed`` prints what the script prints. It looks at
-file names and one line per log; ``arrowds.stats.aio`` reads everything else.
+``python -m arrowds.stats.parse_aio_stats --log_dir LOGS --metric read_speed`` prints what the script prints. It reads
+file names and one line per log; everything else is in ``arrowds.stats.aio``.
 """
 
 from __future__ import annotations

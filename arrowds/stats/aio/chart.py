@@ -41,7 +41,9 @@ def plot(table: pa.Table, path: str | os.PathLike[str]) -> None:
     for axis, operation in zip(axes, operations, strict=True):
         _draw(axis, logs.filter(operation=operation), operation, sizes)
     axes[0].set_ylabel("speed, end to end (GiB/s)")
-    axes[-1].legend(title="block size", frameon=False)
+    axes[0].set_ylim(bottom=0)
+    handles = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_marker() == "o"}
+    figure.legend(handles.values(), handles.keys(), title="block size", frameon=False, loc="outside right center")
     figure.suptitle("NVMe speed by queue depth and block size")
     path = Path(path)
     try:
@@ -77,7 +79,6 @@ def _draw(axis: Any, logs: pl.DataFrame, operation: str, sizes: list[int]) -> No
     axis.set_xticks(depths, [str(depth) for depth in depths], minor=False)
     axis.set_xlabel("queue depth")
     axis.set_title(operation)
-    axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 

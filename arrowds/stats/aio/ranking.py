@@ -84,7 +84,7 @@ class BestSetting:
 def rank(table: pa.Table, *, by: str = "both") -> pa.Table:
     """Rank every setting of a table of logs, the best first.
 
-    Only logs with status ``ok`` count, and none of the engines that the ``aio`` block does not configure (``torch_io``).
+    Only logs with status ``ok`` count, and of the engines those that the ``aio`` block configures, not ``torch_io``.
     Logs of the same setting, folders and I/O size are repetitions: their median speed counts. The rules:
 
     - ``both``: the geometric mean of read and write speed, each over the best of its kind in the table. In (0, 1].
@@ -172,5 +172,6 @@ def _nothing_to_rank(table: pa.Table, speeds: pl.DataFrame, by: str) -> str:
     needs = {"read_speed": "a read log", "write_speed": "a write log"}.get(by, "both a read and a write log")
     return (
         f"no setting has {needs} with a result, which by={by!r} needs: of {table.num_rows} logs, "
-        f"{counts['read']} reads and {counts['write']} writes are usable; see the columns status and error, or choose another rule"
+        f"{counts['read']} reads and {counts['write']} writes are usable; "
+        "see the columns status and error, or choose another rule"
     )

@@ -27,7 +27,9 @@ _COLUMNS = {
 _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:: .*)?$", re.MULTILINE)
 _SOURCE_LINE = re.compile(r"^    (?=[^\s^~])(.+)$", re.MULTILINE)
-_COMPLAINT = re.compile(r"^(?:\d+: (.+)|\S+: (error: .+)|(Failure in one of .+))$", re.MULTILINE)
+_COMPLAINT = re.compile(
+    r"^(?:\d+: (.+)|\S+: (error: .+)|(Failure in one of .+)|\s*(Failing because .+))$", re.MULTILINE
+)
 _STOPPED = re.compile(rf"^{STOPPED}[^\n]*", re.MULTILINE)
 
 
