@@ -43,7 +43,9 @@ EVENT_SCHEMA: pa.Schema = pa.schema(
     metadata={VERSION_KEY: str(EVENTS_VERSION).encode()},
 )
 
-PACK = struct.Struct("=qqqqii")
+_STRUCT = struct.Struct("=qqqqii")
+_ROW_BYTES = _STRUCT.size
+_pack_into = _STRUCT.pack_into
 _ROW = np.dtype(
     [("start", "i8"), ("duration", "i8"), ("elements", "i8"), ("step", "i8"), ("micro_step", "i4"), ("code", "i4")]
 )
@@ -91,7 +93,7 @@ class EventBuffer:
         self._rank = rank
         self._element_size = element_size
         self._clock = clock
-        self._bytes = bytearray(capacity * PACK.size)
+        self._bytes = bytearray(capacity * _ROW_BYTES)
         self._view = np.frombuffer(self._bytes, _ROW)
         for name in DEEPSPEED_EVENTS:
             self.code_of(name)
@@ -107,9 +109,10 @@ class EventBuffer:
 
     def append(self, start: int, duration: int, elements: int, code: int) -> None:
         """Keep one row of the step that ``step`` and ``micro_step`` say; there must be room. Times in ns."""
-        where = self.rows * PACK.size
-        PACK.pack_into(self._bytes, where, start, duration, elements, self.step, self.micro_step, code)
-        self.rows += 1
+        rows = self.rows
+        step, micro_step = self.step, self.micro_step
+        _pack_into(self._bytes, rows * _ROW_BYTES, start, duration, elements, step, micro_step, code)
+        self.rows = rows + 1
 
     def take(self, rows: int, *, epoch_offset: int, durations: np.ndarray | None = None) -> pa.RecordBatch:
         """Remove the oldest ``rows`` rows and return them as a record batch of ``EVENT_SCHEMA``.

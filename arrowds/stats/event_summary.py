@@ -31,11 +31,11 @@ def summarize(events: pa.Table, *, by_rank: bool = False) -> pl.DataFrame:
         by_rank: one group per rank too, instead of all ranks together.
 
     Returns:
-        (rank,) step, phase, event, count, elements, total_ns, mean_ns, p50_ns, p99_ns and gb_per_s: the bytes of the
+        step, (rank,) phase, event, count, elements, total_ns, mean_ns, p50_ns, p99_ns and gb_per_s: the bytes of the
         group over its total time, in 10^9 bytes per second, null where the bytes are not known. Sorted by its keys, the
         events in the order in which they first took place. Percentiles interpolate linearly.
     """
-    keys = ["rank", "step", "phase", "event"] if by_rank else ["step", "phase", "event"]
+    keys = ["step", "rank", "phase", "event"] if by_rank else ["step", "phase", "event"]
     total = pl.col("duration_ns").sum()
     known = pl.col("bytes").null_count() == 0
     return (

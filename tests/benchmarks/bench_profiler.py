@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_profiler.py [--pairs 100000] [--rounds 9] [--disk-rows 10000000]
 
-The three alternate; each figure is the median over the rounds. The last lines write many rows and report the size of the
-stream and of the Parquet file, and the memory that recording added.
+The three alternate; each figure is the median over the rounds. The last lines write many rows and report the size of
+the stream and of the Parquet file, and the memory that recording added.
 """
 
 from __future__ import annotations

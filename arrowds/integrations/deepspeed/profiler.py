@@ -98,7 +98,8 @@ def attach_profiler(
 def _coordinator(engine: Any, version: str) -> Any:
     """Return the engine's parameter coordinator once everything that will be used of it is known to be there."""
     optimizer = getattr(engine, "optimizer", None)
-    offload = getattr(optimizer, "parameter_offload", optimizer)  # without an optimizer the offload stands in its place
+    # Without an optimizer the offload itself stands in its place.
+    offload: Any = getattr(optimizer, "parameter_offload", optimizer)
     if not hasattr(offload, "get_param_coordinator"):
         stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
         said = f"its ZeRO stage is {int(stage)}" if stage is not None else f"it is a {type(engine).__name__}"
