@@ -21,6 +21,7 @@
     |   |-- IndexExistsError                    the folder holds something else
     |   |-- IndexVersionError                   written by a newer format
     |   |-- IndexCorruptError                   files that are missing, truncated or changed
+    |   |-- UnknownMetricError (KeyError)       the index has no metric of that name
     |   `-- IndexLockedError                    another run is writing there
     |-- StateMismatchError (ValueError)         a saved state of another index, curriculum or plan
     |-- ProfilerError (RuntimeError)            events that were not started, or an engine that is not known
@@ -123,6 +124,12 @@ class IndexVersionError(DatasetIndexError):
 
 class IndexCorruptError(DatasetIndexError):
     """Files of the index are missing, truncated or changed."""
+
+
+class UnknownMetricError(DatasetIndexError, KeyError):
+    """The index has no metric of that name; the message lists those it has."""
+
+    __str__ = Exception.__str__  # KeyError would show the message's repr
 
 
 class IndexLockedError(DatasetIndexError):

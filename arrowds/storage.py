@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from arrowds.errors import IndexCorruptError, StorageError
-from arrowds.schema import mapped_type, numpy_dtype
+from arrowds.schema import VALUE, mapped_type, numpy_dtype
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
+_COMPRESSION = {"compression": "zstd", "compression_level": 1}
 _BLOCK = 1 << 24
 
 
@@ -91,17 +92,26 @@ def write_parquet(path: Path, table: pa.Table, *, metadata: Mapping[str, str] | 
     if metadata:
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     with replacing(path) as temporary:
-        pq.write_table(table.combine_chunks(), temporary, compression="zstd", compression_level=1, **_encodings(table))
+        pq.write_table(table.combine_chunks(), temporary, **_COMPRESSION, **_encodings(table.schema))
 
 
-def _encodings(table: pa.Table) -> dict[str, object]:
-    """Choose an encoding per column: ids and counts ascend, so deltas are tiny; values repeat or are floats."""
-    encodings = {}
-    for field in table.schema:
-        if pa.types.is_integer(field.type) and field.name != "value":
-            encodings[field.name] = "DELTA_BINARY_PACKED"
-    dictionary = [name for name in table.column_names if name not in encodings]
-    return {"use_dictionary": dictionary, "column_encoding": encodings or None}
+@contextmanager
+def parquet_stream(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Give a writer for a Parquet file that is written table by table; the file takes its name when the block ends."""
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, schema, **_COMPRESSION, **_encodings(schema)) as writer,
+    ):
+        yield writer
+
+
+def _encodings(schema: pa.Schema) -> dict[str, object]:
+    """Choose an encoding per column: ids and counts ascend, so their deltas are small; values may repeat."""
+    deltas = [field.name for field in schema if field.name != VALUE and pa.types.is_integer(field.type)]
+    return {
+        "use_dictionary": [name for name in schema.names if name not in deltas],
+        "column_encoding": dict.fromkeys(deltas, "DELTA_BINARY_PACKED") or None,
+    }
 
 
 def read_parquet(path: Path, *, columns: list[str] | None = None) -> pa.Table:
@@ -114,6 +124,36 @@ def read_parquet(path: Path, *, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns, partitioning=None, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise IndexCorruptError(f"{path} can't be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnRange:
+    """Type of a Parquet column and, for integers and bools, its least and greatest value (None when all are null)."""
+
+    kind: pa.DataType
+    low: int | None
+    high: int | None
+
+
+def parquet_range(path: Path, column: str) -> ColumnRange:
+    """Return the range of a column from the statistics in the footer of a Parquet file.
+
+    Raises:
+        IndexCorruptError: when the file is missing, truncated or not Parquet.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        with file:
+            kind = file.schema_arrow.field(column).type
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            number = file.schema_arrow.get_field_index(column)
+            statistics = [group.column(number).statistics for group in groups]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise IndexCorruptError(f"{path} can't be read: {error}") from error
+    known = [found for found in statistics if found is not None and found.has_min_max]
+    if pa.types.is_floating(kind) or not known:
+        return ColumnRange(kind, None, None)
+    return ColumnRange(kind, min(found.min for found in known), max(found.max for found in known))
 
 
 def read_parquet_metadata(path: Path) -> dict[str, str]:
@@ -201,7 +241,7 @@ def read_map(path: Path) -> pa.Array:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         return reader.get_batch(0).column(0)
-    except (OSError, IndexError, pa.ArrowException) as error:
+    except (OSError, IndexError, ValueError, pa.ArrowException) as error:
         raise IndexCorruptError(f"{path} can't be mapped: {error}") from error
 
 
