@@ -1,0 +1,1 @@
+"""From a source to an index: plan the parts, map them, reduce them, commit."""

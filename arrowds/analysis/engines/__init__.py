@@ -1,0 +1,1 @@
+"""Where parts are computed; what is computed does not depend on it."""

@@ -1,0 +1,58 @@
+"""The main program of a worker process: rebuild the task, then compute one part after the other."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+from arrowds.errors import ArrowdsError
+
+
+def main() -> None:
+    """Serve the connection whose file descriptor is the first argument until the other side closes it."""
+    connection = Connection(int(sys.argv[1]))
+    try:
+        sys.path[:] = connection.recv()
+        payload = connection.recv_bytes()
+        _serve(connection, payload)
+    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        pass  # the run has ended or was interrupted; nobody waits for an answer
+    finally:
+        sys.stdout.flush()
+        # No teardown: threads of the dataset's libraries must not hold up the end of the run.
+        os._exit(0)
+
+
+def _serve(connection: Connection, payload: bytes) -> None:
+    from arrowds.analysis.map import map_part
+
+    try:
+        task = pickle.loads(payload)
+    except Exception as error:
+        connection.recv()
+        connection.send(("unloadable", f"{type(error).__name__}: {error}", traceback.format_exc()))
+        return
+    while True:
+        part = connection.recv()
+        try:
+            map_part(task, part)
+            outcome: tuple[str, object, str] = ("done", None, "")
+        except Exception as error:
+            outcome = ("error", _sendable(error), traceback.format_exc())
+        connection.send(outcome)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return the error, or an ArrowdsError with its text when it can't be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return ArrowdsError(f"{type(error).__name__}: {error}")
+    return error
+
+
+if __name__ == "__main__":
+    main()
