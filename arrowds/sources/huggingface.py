@@ -1,0 +1,72 @@
+"""Hugging Face `datasets.Dataset` as a source, read column by column as Arrow data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from arrowds.sources import fingerprint
+from arrowds.sources.base import Source, describe_columns, plain_schema
+
+# A dataset with an indices mapping (after shuffle, select, filter) copies every batch, so batches are smaller here.
+_BATCH_ROWS = 16_384
+
+
+class HuggingFaceSource(Source):
+    """A `datasets.Dataset`, in the order of its indices mapping; its own format and transforms don't matter.
+
+    The fingerprint is that of the rows, not the dataset's own, which changes from process to process for some data.
+
+    Example:
+        >>> import datasets
+        >>> source = HuggingFaceSource(datasets.Dataset.from_dict({"x": [1, 2, 3]}).select([2, 0]))
+        >>> [batch.to_pydict() for batch in source.read(0, 2)]
+        [{'x': [3, 1]}]
+    """
+
+    concurrent = True
+
+    def __init__(self, dataset: Any) -> None:
+        """`dataset` is one split; SourceError where two columns have one name."""
+        self._dataset = dataset.with_format("arrow")
+        self._schema = plain_schema(self._dataset[:0].schema)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._dataset)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their Arrow types."""
+        return self._schema
+
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows [start, stop)."""
+        names = self.check_read(start, stop, columns)
+        return self._read(start, stop, names)
+
+    def _read(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        names = self._schema.names if columns is None else columns
+        schema = pa.schema([self._schema.field(name) for name in names])
+        # Of no columns, datasets would return no rows.
+        dataset = self._dataset.select_columns(names) if names else self._dataset
+        for low in range(start, stop, _BATCH_ROWS):
+            table = dataset[low : min(low + _BATCH_ROWS, stop)].select(names)
+            for batch in table.combine_chunks().to_batches():
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema) if names else batch
+
+    def fingerprint(self) -> str:
+        """The digest of the rows in order."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
+
+    @property
+    def description(self) -> str:
+        """For instance "hugging face dataset, columns input_ids, text"."""
+        return f"hugging face dataset, {describe_columns(self._schema)}"

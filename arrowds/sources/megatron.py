@@ -1,0 +1,119 @@
+"""Megatron and DeepSpeed `.bin`/`.idx` token files as a source: lengths from the index, tokens as views of the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from arrowds.errors import ConfigError, UnreadableFileError
+from arrowds.indexed_dataset import Dialect, IndexedDataset
+from arrowds.sources import fingerprint
+from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns
+
+_LENGTHS = "num_tokens"
+
+
+class MegatronSource(Source):
+    """The rows of a `.bin`/`.idx` pair: `input_ids` (large_list of the tokens) and `num_tokens` (int32).
+
+    Lengths, whether of the lists or as `num_tokens`, come from the `.idx` file; the tokens are views of the
+    memory-mapped `.bin` file, which is read only where a metric looks at tokens.
+
+    Args:
+        prefix: The path of the pair without `.bin` and `.idx`.
+        dialect: Who wrote the files, where that can't be told from their size; see `IndexedDataset.open`.
+        column: The name of the token column.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from arrowds.indexed_dataset import write_indexed_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_indexed_dataset(f"{folder}/tokens", np.arange(5), np.array([2, 3]), dtype="uint16")
+        ...     source = MegatronSource(f"{folder}/tokens")
+        ...     [batch.to_pydict() for batch in source.read(0, 2)]
+        [{'input_ids': [[0, 1], [2, 3, 4]], 'num_tokens': [2, 3]}]
+    """
+
+    concurrent = True
+
+    def __init__(
+        self, prefix: str | os.PathLike[str], *, dialect: Dialect | None = None, column: str = "input_ids"
+    ) -> None:
+        if column == _LENGTHS:
+            raise ConfigError(f"the token column can't be named {_LENGTHS!r}, which is the column of lengths")
+        self._rows = IndexedDataset.open(prefix, dialect)
+        self._column = column
+        tokens = pa.large_list(pa.from_numpy_dtype(self._rows.dtype))
+        self._schema = pa.schema([(column, tokens), (_LENGTHS, pa.int32())])
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The two columns and their types."""
+        return self._schema
+
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows [start, stop); no token is read from the file here."""
+        names = self.check_read(start, stop, columns)
+        return self._read(start, stop, self._schema.names if names is None else names)
+
+    def _read(self, start: int, stop: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+        for low in range(start, stop, MAX_BATCH_ROWS):
+            high = min(low + MAX_BATCH_ROWS, stop)
+            batch = pa.record_batch({_LENGTHS: pa.array(self._rows.sizes[low:high])})
+            if self._column in names:
+                batch = batch.append_column(self._schema.field(0), self._lists(low, high))
+            yield batch.select(names)
+
+    def _lists(self, low: int, high: int) -> pa.LargeListArray:
+        """The rows [low, high) as lists over the mapped file, or over a copy where the rows don't lie back to back."""
+        sizes = self._rows.sizes[low:high].astype(np.int64)
+        pointers = self._rows.pointers[low:high]
+        itemsize = self._rows.dtype.itemsize
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        if np.array_equal(pointers, pointers[0] + offsets[:-1] * itemsize) and pointers[0] % itemsize == 0:
+            first = int(pointers[0]) // itemsize
+            self._check_range(first, first + int(offsets[-1]))
+            tokens = self._rows.tokens[first : first + int(offsets[-1])]
+        else:
+            tokens = self._gather(pointers // itemsize, sizes, offsets)
+        values = pa.Array.from_buffers(self._schema.field(0).type.value_type, len(tokens), [None, pa.py_buffer(tokens)])
+        return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+    def _gather(
+        self, firsts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        """The rows that begin at items `firsts`, copied back to back."""
+        filled = sizes > 0
+        if filled.any():
+            self._check_range(int(firsts[filled].min()), int((firsts + sizes)[filled].max()))
+        positions = np.arange(offsets[-1]) + np.repeat(firsts - offsets[:-1], sizes)
+        gathered: npt.NDArray[Any] = self._rows.tokens[positions]
+        return gathered
+
+    def _check_range(self, first: int, end: int) -> None:
+        if not 0 <= first <= end <= len(self._rows.tokens):
+            raise UnreadableFileError(f"{self._rows.prefix}.idx points outside {self._rows.prefix}.bin: it is damaged")
+
+    def fingerprint(self) -> str:
+        """The digest of both files' bytes and of the dtype under which they are read."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        files = [self._rows.prefix.with_name(f"{self._rows.prefix.name}.{suffix}") for suffix in ("bin", "idx")]
+        return fingerprint.combine("indexed dataset", [str(self._rows.dtype), *fingerprint.of_files(files)])
+
+    @property
+    def description(self) -> str:
+        """For instance "indexed dataset of uint16, columns input_ids, num_tokens"."""
+        return f"indexed dataset of {self._rows.dtype.name}, {describe_columns(self._schema)}"

@@ -1,0 +1,171 @@
+"""Which source serves the object, path or pattern that a user passes."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+
+from arrowds.errors import SourceError, UnreadableFileError, UnsupportedError
+from arrowds.indexed_dataset import is_indexed_dataset, strip_suffix
+from arrowds.sources.arrow_ipc import IpcFile
+from arrowds.sources.base import Source
+from arrowds.sources.files import DataFile, FileSource
+from arrowds.sources.huggingface import HuggingFaceSource
+from arrowds.sources.megatron import MegatronSource
+from arrowds.sources.parquet import ParquetFile
+from arrowds.sources.tables import TableSource, open_dataset, open_polars
+from arrowds.sources.text import CsvFile, JsonLinesFile
+from arrowds.sources.torch import TorchSource
+
+_Open = Callable[[Path], DataFile]
+
+_OPENERS: dict[str, _Open] = {
+    **dict.fromkeys((".parquet", ".pq"), ParquetFile.open),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), IpcFile.open),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), JsonLinesFile.open),
+    **dict.fromkeys((".csv", ".tsv"), CsvFile.open),
+}
+_PAIR = (".bin", ".idx")
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip")
+# What `datasets.Dataset.save_to_disk` writes beside the data.
+_NOT_DATA = {"state.json", "dataset_info.json"}
+
+_ACCEPTED = (
+    "accepted are: a path, glob pattern, folder or list of Parquet, Arrow IPC, JSON Lines or CSV files; the prefix of "
+    "a .bin/.idx pair; a pyarrow Table or Dataset; a Polars DataFrame or LazyFrame; a Hugging Face Dataset; any object "
+    "with __len__ and __getitem__ (torch map-style dataset); an arrowds Source"
+)
+
+
+def open_source(data: Any) -> Source:
+    """The source for whatever holds the data.
+
+    Accepts a Source (returned as it is); a path, a glob pattern, a folder or a list of these, of files of one format
+    (Parquet, Arrow IPC, JSON Lines, CSV; those of a pattern and a folder sorted by name); the prefix of a `.bin`/`.idx`
+    pair; a `pyarrow.Table`, `RecordBatch` or `Dataset`; a Polars `DataFrame` or `LazyFrame` (collected at once); a
+    `datasets.Dataset`; and any object with `__len__` and `__getitem__`, read as a torch map-style dataset.
+
+    Raises SourceError for anything else and for files that don't fit together, UnreadableFileError for a file that is
+    missing or damaged, UnsupportedError for a URL. Data without rows gives a source of length 0.
+
+    Example:
+        >>> open_source([1, 2, 3]).description
+        'torch dataset list, batches of 1024'
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return _open_paths([data])
+    if isinstance(data, list | tuple) and data and all(isinstance(item, str | os.PathLike) for item in data):
+        return _open_paths(list(data))
+    if isinstance(data, pa.Table):
+        return TableSource(data)
+    if isinstance(data, pa.RecordBatch):
+        return TableSource(pa.Table.from_batches([data]))
+    if isinstance(data, pa.dataset.Dataset):
+        return open_dataset(data)
+    if _is_a(data, "polars", "DataFrame", "LazyFrame"):
+        return open_polars(data)
+    if _is_a(data, "pandas", "DataFrame"):
+        return TableSource(pa.Table.from_pandas(data, preserve_index=False))
+    if _is_a(data, "datasets", "Dataset"):
+        return HuggingFaceSource(data)
+    return _open_map_style(data)
+
+
+def _is_a(data: Any, module: str, *names: str) -> bool:
+    """Whether `data` is an instance of a class of an optional package; without the package loaded it can't be."""
+    package = sys.modules.get(module)
+    classes = tuple(getattr(package, name) for name in names if hasattr(package, name))
+    return isinstance(data, classes)
+
+
+def _open_map_style(data: Any) -> TorchSource:
+    """Data that can be indexed by a sample's number; refuse what only looks like it."""
+    if isinstance(data, Mapping):
+        splits = ", ".join(map(repr, list(data)[:5]))
+        hint = (
+            "choose one split" if _is_a(data, "datasets", "DatasetDict") else "make columns a table with pyarrow.table"
+        )
+        raise SourceError(f"a {type(data).__name__} with the keys {splits} is not a dataset; {hint}")
+    if isinstance(data, str | bytes | pa.Array | pa.ChunkedArray) or not (
+        hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    ):
+        raise SourceError(f"can't read a {type(data).__module__}.{type(data).__qualname__} as a dataset; {_ACCEPTED}")
+    return TorchSource(data)
+
+
+def _open_paths(patterns: list[str | os.PathLike[str]]) -> Source:
+    """Files of one format, or one `.bin`/`.idx` pair."""
+    paths = [path for pattern in patterns for path in _expand(os.fspath(pattern))]
+    pairs = sorted({strip_suffix(path) for path in paths if _is_pair(path)})
+    if len(pairs) == 1 and all(map(_is_pair, paths)):
+        return MegatronSource(pairs[0])
+    if pairs:
+        names = ", ".join(path.name for path in paths[:5])
+        raise SourceError(f"expected one .bin/.idx pair and nothing else, got {names}; pass the prefix of one pair")
+    openers = {_opener(path) for path in paths}
+    if len(openers) > 1:
+        suffixes = ", ".join(sorted({path.suffix for path in paths}))
+        raise SourceError(f"files of several formats ({suffixes}) can't be one dataset; pass those of one format")
+    opener = openers.pop()
+    return FileSource([opener(path) for path in paths])
+
+
+def _is_pair(path: Path) -> bool:
+    return path.suffix in _PAIR or (path.suffix not in _OPENERS and is_indexed_dataset(path))
+
+
+def _expand(pattern: str) -> list[Path]:
+    """The files that a path, a folder or a glob pattern stands for."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", pattern):
+        raise UnsupportedError(f"can't read {pattern}: only local files for now; copy the data here first")
+    path = Path(pattern).expanduser()
+    if _is_pair(path):
+        return [path]
+    if path.is_dir():
+        return _files_of_folder(path)
+    if path.exists():
+        return [path]
+    if glob.has_magic(pattern):
+        # Path.glob takes no absolute pattern.
+        names = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        found = sorted(path for path in map(Path, names) if path.is_file())
+        if found:
+            return found
+        raise UnreadableFileError(f"no file matches {pattern}")
+    raise UnreadableFileError(f"no such file or folder: {pattern}")
+
+
+def _files_of_folder(folder: Path) -> list[Path]:
+    """All data files below a folder, sorted, without hidden ones and Spark's marks, which start with an underscore."""
+    found = sorted(path for path in _visible(folder) if path.suffix in _OPENERS or path.suffix in _PAIR)
+    if found:
+        return found
+    raise UnreadableFileError(f"no data file in {folder}; looked for {', '.join([*_OPENERS, *_PAIR])}")
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        if not hidden and path.is_file() and path.name not in _NOT_DATA:
+            yield path
+
+
+def _opener(path: Path) -> _Open:
+    opener = _OPENERS.get(path.suffix.lower())
+    if opener is not None:
+        return opener
+    if path.suffix in _COMPRESSED:
+        raise UnsupportedError(f"can't read {path} compressed; decompress it first")
+    raise SourceError(
+        f"can't tell the format of {path} by its name; known endings are {', '.join([*_OPENERS, *_PAIR])}"
+    )

@@ -1,0 +1,168 @@
+"""Arrow data in memory and pyarrow datasets as sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+
+from arrowds.sources import fingerprint
+from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns, plain_schema
+from arrowds.sources.boundaries import merge_cuts
+
+
+class TableSource(Source):
+    """A `pyarrow.Table` in memory; batches are views of it.
+
+    Example:
+        >>> source = TableSource(pa.table({"x": [1, 2, 3]}))
+        >>> [batch.to_pydict() for batch in source.read(1, 3)], source.description
+        ([{'x': [2, 3]}], 'arrow table, column x')
+    """
+
+    concurrent = True
+
+    def __init__(self, table: pa.Table) -> None:
+        """Raises SourceError where two columns have one name."""
+        self._table = table.cast(plain_schema(table.schema)) if table.schema.metadata else table
+        self._schema = plain_schema(table.schema)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return int(self._table.num_rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their types."""
+        return self._schema
+
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Views of the rows [start, stop)."""
+        names = self.check_read(start, stop, columns)
+        table = self._table if names is None else self._table.select(names)
+        return iter(table.slice(start, stop - start).to_batches(max_chunksize=MAX_BATCH_ROWS))
+
+    def fingerprint(self) -> str:
+        """The digest of the rows, whatever their chunking."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
+
+    @property
+    def description(self) -> str:
+        """For instance "arrow table, columns input_ids, text"."""
+        return f"arrow table, {describe_columns(self._schema)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle through Arrow IPC: pyarrow's own pickling would send the whole table that a slice was cut from."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self._table.schema) as writer:
+            writer.write_table(self._table)
+        return {"table": sink.getvalue().to_pybytes(), "fingerprint": self.__dict__.get("_fingerprint")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read the table back; its buffers are views of the bytes."""
+        self.__init__(pa.ipc.open_stream(state["table"]).read_all())  # type: ignore[misc]  # the one place that sets up
+        if state["fingerprint"] is not None:
+            self._fingerprint = state["fingerprint"]
+
+
+class DatasetSource(Source):
+    """A `pyarrow.dataset.FileSystemDataset`, hive partitions and schema evolution included, in the order of its files.
+
+    Parts are cut at Parquet row groups and at the ends of other files.
+    """
+
+    concurrent = True
+
+    def __init__(self, dataset: pa.dataset.FileSystemDataset) -> None:
+        """Counts the rows of every file; raises SourceError where two columns have one name."""
+        self._dataset = dataset
+        self._schema = plain_schema(dataset.schema)
+        rows = [_num_rows(piece) for piece in self._pieces()]
+        self._cuts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+    def _pieces(self) -> list[Any]:
+        """The fragments in order, Parquet files as one fragment per row group."""
+        return [
+            piece
+            for fragment in self._dataset.get_fragments()
+            for piece in (fragment.split_by_row_group() if hasattr(fragment, "split_by_row_group") else [fragment])
+        ]
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return int(self._cuts[-1])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their types, those of the folders' names included."""
+        return self._schema
+
+    def part_boundaries(self, target_rows: int) -> Sequence[int]:
+        """Cuts at row groups and ends of files, small ones merged up to `target_rows`."""
+        return merge_cuts(self._cuts, target_rows)
+
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows [start, stop); reading from the middle of a row group decodes it from its beginning."""
+        names = self.check_read(start, stop, columns)
+        return self._read(start, stop, names)
+
+    def _read(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        schema = self._schema if columns is None else pa.schema([self._schema.field(name) for name in columns])
+        first, last = np.searchsorted(self._cuts, [start + 1, stop], side="left") - [1, 0]
+        for piece, begin in zip(self._pieces()[first:last], self._cuts[first:last], strict=True):
+            row = int(begin)
+            for batch in piece.to_batches(schema=self._dataset.schema, columns=columns, batch_size=MAX_BATCH_ROWS):
+                low, high = max(start - row, 0), min(stop - row, batch.num_rows)
+                row += batch.num_rows
+                if low < high:
+                    yield pa.RecordBatch.from_arrays(batch.slice(low, high - low).columns, schema=schema)
+                if row >= stop:
+                    return
+
+    def fingerprint(self) -> str:
+        """The digest of the rows, whatever their files and row groups."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
+
+    @property
+    def description(self) -> str:
+        """For instance "pyarrow dataset, 3 files, columns input_ids, text"."""
+        return f"pyarrow dataset, {len(self._dataset.files)} files, {describe_columns(self._schema)}"
+
+
+def _num_rows(piece: Any) -> int:
+    groups = getattr(piece, "row_groups", None)
+    return sum(group.num_rows for group in groups) if groups else int(piece.count_rows())
+
+
+def open_dataset(dataset: pa.dataset.Dataset) -> Source:
+    """A source for any pyarrow dataset; one with a filter, a union or data in memory is read into memory at once."""
+    filtered = bool(getattr(dataset, "_scan_options", None))
+    if isinstance(dataset, pa.dataset.FileSystemDataset) and not filtered:
+        return DatasetSource(dataset)
+    return TableSource(dataset.to_table())
+
+
+def open_polars(frame: Any) -> TableSource:
+    """A source for a Polars DataFrame, or for a LazyFrame, which is collected with the streaming engine.
+
+    >>> import polars as pl
+    >>> open_polars(pl.LazyFrame({"x": [1, 2, 3]}).filter(pl.col("x") > 1)).description
+    'arrow table, column x'
+    """
+    import polars as pl
+
+    collected = frame.collect(engine="streaming") if isinstance(frame, pl.LazyFrame) else frame
+    # Not string views, which few of pyarrow's functions take.
+    return TableSource(collected.to_arrow(compat_level=pl.CompatLevel.oldest()))

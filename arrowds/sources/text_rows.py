@@ -1,0 +1,97 @@
+"""Where the rows of a text file start, found block by block with NumPy; no parsing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowds.errors import UnreadableFileError
+
+Bytes = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int64]
+LineEnds = Callable[[Bytes], Offsets]
+
+BLOCK_BYTES = 8 << 20
+MARK_BYTES = 1 << 20
+_MAX_ROW_BYTES = 1 << 30
+_NEWLINE, _RETURN, _QUOTE, _SPACE = b'\n\r" '
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a file: the bytes, where they lie in it, and where in them the rows start."""
+
+    data: memoryview
+    offset: int
+    lines_before: int
+    row_starts: Offsets
+
+    def line_of_row(self, row: int) -> int:
+        """The line number in the file, counted from 1, on which a row of this block starts."""
+        start = int(self.row_starts[min(row, len(self.row_starts) - 1)])
+        before = np.frombuffer(self.data[:start], np.uint8)
+        return self.lines_before + int(np.count_nonzero(before == _NEWLINE)) + 1
+
+    def marks(self) -> tuple[Offsets, Offsets]:
+        """Row numbers within the block and positions in the file: the first row in every `MARK_BYTES` of the file."""
+        positions = self.row_starts + self.offset
+        _, rows = np.unique(positions // MARK_BYTES, return_index=True)
+        return rows, positions[rows]
+
+
+def blocks(path: Path, start: int, *, quoted: bool, on_bytes: Callable[[memoryview], Any]) -> Iterator[Block]:
+    """The lines from byte `start` on, in blocks of about `BLOCK_BYTES`; `on_bytes` sees every byte once, in order.
+
+    `quoted`: a line break between double quotes does not end a row (CSV); a quote within quotes is doubled, so that the
+    number of quotes before a line break, being even or odd, tells. Raises UnreadableFileError for a row above 1 GiB.
+    """
+    ends_of = _ends_outside_quotes if quoted else _ends
+    rest, offset, lines = b"", start, 0
+    with path.open("rb") as file:
+        file.seek(start)
+        while True:
+            more = file.read(max(BLOCK_BYTES, len(rest)))
+            on_bytes(memoryview(more))
+            data = rest + more
+            ends = ends_of(np.frombuffer(data, np.uint8))
+            if not more and data and (not len(ends) or ends[-1] != len(data)):
+                ends = np.append(ends, len(data))
+            if len(ends):
+                whole = int(ends[-1])
+                view = memoryview(data)[:whole]
+                yield Block(view, offset, lines, _row_starts(np.frombuffer(view, np.uint8), ends, quoted))
+                lines += int(np.count_nonzero(np.frombuffer(view, np.uint8) == _NEWLINE))
+                offset, data = offset + whole, data[whole:]
+            if not more:
+                return
+            rest = data
+            if len(rest) > _MAX_ROW_BYTES:
+                cause = "a quote that is never closed" if quoted else "not text"
+                raise UnreadableFileError(f"{path}: a row of more than 1 GiB begins on line {lines + 1}: {cause}?")
+
+
+def _ends(data: Bytes) -> Offsets:
+    """The position behind every line break."""
+    return np.flatnonzero(data == _NEWLINE) + 1
+
+
+def _ends_outside_quotes(data: Bytes) -> Offsets:
+    """The position behind every line break that has an even number of quotes before it."""
+    ends = _ends(data)
+    quotes = np.flatnonzero(data == _QUOTE)
+    return ends[np.searchsorted(quotes, ends) % 2 == 0] if len(quotes) else ends
+
+
+def _row_starts(data: Bytes, ends: Offsets, quoted: bool) -> Offsets:
+    """Where the rows start: every line that isn't blank. A CSV line of spaces is a row, as pyarrow reads it."""
+    starts = np.concatenate([[0], ends[:-1]])
+    first = data[starts]
+    if not np.any(first <= _SPACE):
+        return starts
+    visible = (data != _NEWLINE) & (data != _RETURN) if quoted else data > _SPACE
+    return starts[np.logical_or.reduceat(visible, starts)]
