@@ -1,0 +1,40 @@
+"""``arrowds demo``: the main job on real text, in some seconds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arrowds.cli import tables
+
+
+def demo(
+    *,
+    keep: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; an earlier demo is replaced.")] = Path(
+        "arrowds-demo"
+    ),
+) -> None:
+    """Index every function and class of this Python's standard library, and query the index.
+
+    Example: arrowds demo --keep /tmp/arrowds-demo
+    """
+    from arrowds.demo import run_demo
+    from arrowds.report import text_histogram
+
+    began = time.perf_counter()
+    typer.echo("reading the functions and classes of this Python's standard library ...")
+    result = run_demo(keep)
+    index = result.index
+    typer.echo(f"\n{index.num_samples:,} functions and classes indexed in {time.perf_counter() - began:.1f} s\n")
+    tables.print_summary(index)
+    typer.echo("\ncompression_ratio: how many times smaller zlib makes the text (samples, cumulative share)\n")
+    typer.echo(text_histogram(index["compression_ratio"], bins=15, width=min(tables.width(), 100)))
+    longest = index["tokens"].quantile(0.99)
+    typer.echo(f"\nindex['tokens'].count(above={longest}): {index['tokens'].count(above=longest):,} samples are longer")
+    typer.echo(f"\nthe ten functions with the rarest words, by SQL:\n\n{result.query}\n")
+    tables.print_frame(index.sql(result.query))
+    typer.echo(f"\nthe data:  {result.data}\nthe index: {keep / 'index'}\n")
+    typer.echo(f"try: arrowds info {keep / 'index'}\n     arrowds plot {keep / 'index'} tokens")

@@ -1,0 +1,88 @@
+"""Tables on the terminal: the summary of an index, and the answer to a query."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from arrowds.index import Index
+
+_WIDTH_OF_A_FILE = 200
+_MOST_ROWS = 1000
+
+
+def width() -> int:
+    """Return the columns of the terminal, or 80."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=_WIDTH_OF_A_FILE, highlight=False)
+
+
+def print_summary(index: Index) -> None:
+    """Print what :func:`arrowds.report.describe` knows, a column per metric."""
+    from arrowds.report import describe
+
+    facts = describe(index)
+    console = _console()
+    console.print(
+        Text(f"{facts['path']}: {facts['num_samples']:,} samples of {facts['dataset']}, {decimal(facts['bytes'])}"),
+        soft_wrap=True,
+    )
+    described = facts["metrics"]
+    if described:
+        rows = [[key, *(_cell(key, metric[key]) for metric in described)] for key in described[0] if key != "name"]
+        _print(console, ["", *(metric["name"] for metric in described)], rows, [False, *(True for _ in described)])
+    for total in facts["totals"]:
+        shape = " x ".join(map(str, total["shape"])) or "scalar"
+        console.print(Text(f"total {total['name']}: {total['type']}, {shape}, {decimal(total['bytes'])}"))
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "bytes":
+        return decimal(value)
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else str(value)
+
+
+def print_frame(frame: pl.DataFrame) -> None:
+    """Print the rows of a data frame, at most 1000 of them, and say how many there are."""
+    rows = [["" if value is None else str(value) for value in row] for row in frame.head(_MOST_ROWS).iter_rows()]
+    numeric = [dtype.is_numeric() for dtype in frame.dtypes]
+    console = _console()
+    _print(console, frame.columns, rows, numeric)
+    if frame.height > _MOST_ROWS:
+        console.print(f"{_MOST_ROWS:,} of {frame.height:,} rows; --csv or --json prints all")
+
+
+def _print(console: Console, columns: list[str], rows: list[list[str]], right: list[bool]) -> None:
+    """Print a table; its cells are text and never markup."""
+    table = Table()
+    for name, is_right in zip(columns, right, strict=True):
+        table.add_column(Text(name), justify="right" if is_right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def json_ready(value: Any) -> Any:
+    """Return the same with infinities as text, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [json_ready(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
