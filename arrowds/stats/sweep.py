@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from arrowds.errors import ConfigError, LogFormatError, MissingExtraError
 from arrowds.stats.aio.logs import parse_log
@@ -152,7 +153,9 @@ def plan_jobs(
     values = {**defaults, **space}
     for name, choices in values.items():
         _check_choices(name, choices)
-    combinations = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    combinations: list[dict[str, Any]] = [
+        dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())
+    ]
     jobs = [Job(operation=operation, **point) for operation in operations for point in combinations]
     return tuple(dict.fromkeys(jobs))
 
