@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +23,15 @@ import pyarrow.parquet as pq
 import xxhash
 
 from arrowds.errors import IndexCorruptError, StorageError
-from arrowds.schema import VALUE, mapped_type, numpy_dtype
+from arrowds.schema import mapped_type, numpy_dtype
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 _COMPRESSION = {"compression": "zstd", "compression_level": 1}
 _BLOCK = 1 << 24
+_SMALLEST_HOLE = 1 << 20
+_LARGEST_FRAME = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,7 @@ def write_text(path: Path, text: str) -> None:
 def write_parquet(path: Path, table: pa.Table, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write ``table`` as one Parquet file, atomically; equal tables give equal bytes.
 
-    Integers are delta-encoded and floats split into byte streams where that pays, dictionaries are used for columns
-    with few distinct values, and zstd compresses the pages.
+    Integers are delta-encoded, floats split into byte streams, and zstd compresses the pages.
     """
     if metadata:
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
@@ -106,12 +108,14 @@ def parquet_stream(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def _encodings(schema: pa.Schema) -> dict[str, object]:
-    """Choose an encoding per column: ids and counts ascend, so their deltas are small; values may repeat."""
-    deltas = [field.name for field in schema if field.name != VALUE and pa.types.is_integer(field.type)]
-    return {
-        "use_dictionary": [name for name in schema.names if name not in deltas],
-        "column_encoding": dict.fromkeys(deltas, "DELTA_BINARY_PACKED") or None,
-    }
+    """Choose an encoding per column: faster than dictionaries, and smaller for ids, lengths and losses."""
+    chosen = {}
+    for field in schema:
+        if pa.types.is_integer(field.type):
+            chosen[field.name] = "DELTA_BINARY_PACKED"
+        elif pa.types.is_floating(field.type):
+            chosen[field.name] = "BYTE_STREAM_SPLIT"
+    return {"use_dictionary": False, "column_encoding": chosen or None}
 
 
 def read_parquet(path: Path, *, columns: list[str] | None = None) -> pa.Table:
@@ -173,8 +177,8 @@ def read_parquet_metadata(path: Path) -> dict[str, str]:
 def allocated_map(path: Path, kind: pa.DataType, length: int, *, name: str) -> Iterator[np.ndarray]:
     """Give the column of a new IPC file as a writable array; the file takes its name when the block ends.
 
-    The array is a shared memory map of the file itself, so a column larger than memory can be filled in any order. All
-    its blocks are reserved first: a full disk is an error here, not a crash at a later write.
+    A large array is a shared memory map of the file itself, so a column larger than memory can be filled in any order.
+    Its blocks are reserved first: a full disk is an error here, not a crash at a later write.
 
     Args:
         path: the file.
@@ -187,43 +191,59 @@ def allocated_map(path: Path, kind: pa.DataType, length: int, *, name: str) -> I
     """
     kind = mapped_type(kind)
     dtype = numpy_dtype(kind)
+    nbytes = length * dtype.itemsize
     with replacing(path) as temporary:
-        offset = _write_zeros(temporary, kind, length, name)
-        if length == 0:
-            yield np.empty(0, dtype)
+        if nbytes < _SMALLEST_HOLE:
+            array = np.zeros(length, dtype)
+            yield array
+            with temporary.open("wb") as file:
+                _write_batch(file, pa.array(array), name)
             return
-        with temporary.open("r+b") as file:
+        with temporary.open("w+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, nbytes + _LARGEST_FRAME)
+            hole = _HoleSink(file, nbytes)
+            zeros = pa.py_buffer(mmap.mmap(-1, nbytes))  # never touched, so it takes no memory
+            _write_batch(hole, pa.Array.from_buffers(kind, length, [None, zeros], null_count=0), name)
+            file.truncate()
+            file.flush()
             buffer = mmap.mmap(file.fileno(), 0)
-        yield np.frombuffer(buffer, dtype, count=length, offset=offset)
-        # The map is closed by the last array that views it; the kernel keeps its pages coherent with the file.
+        yield np.frombuffer(buffer, dtype, count=length, offset=hole.offset)
+        # The map is closed with the last array that views it; until then the kernel keeps it and the file the same.
 
 
-def _write_zeros(path: Path, kind: pa.DataType, length: int, name: str) -> int:
-    """Write an IPC file whose column is all zeros and return the byte offset of that column."""
-    nbytes = length * numpy_dtype(kind).itemsize
-    zeros = pa.py_buffer(mmap.mmap(-1, nbytes)) if nbytes else pa.py_buffer(b"")
-    column = pa.Array.from_buffers(kind, length, [None, zeros], null_count=0)
-    with path.open("wb") as file:
-        if nbytes and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, nbytes + 4096)
-        _write_batch(file, column, name)
-        file.truncate()
-    return 0 if nbytes == 0 else _column_offset(path)
+class _HoleSink:
+    """A file to which Arrow writes a message, but whose body of a known size is skipped and left as a hole."""
+
+    def __init__(self, file: BinaryIO, nbytes: int) -> None:
+        self._file = file
+        self._nbytes = nbytes
+        self.offset = 0
+        self.closed = False
+
+    def write(self, data: memoryview) -> int:
+        size = memoryview(data).nbytes
+        if size == self._nbytes:
+            self.offset = self._file.tell()
+            self._file.seek(size, os.SEEK_CUR)
+        else:
+            self._file.write(data)
+        return size
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def _write_batch(file: object, column: pa.Array, name: str) -> None:
     batch = pa.record_batch([column], names=[name])
     with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-
-
-def _column_offset(path: Path) -> int:
-    with pa.memory_map(str(path)) as source:
-        base: int = source.read_buffer(1).address
-        source.seek(0)
-        column = pa.ipc.open_file(source).get_batch(0).column(0)
-        offset: int = column.buffers()[1].address - base
-    return offset
 
 
 def write_map(path: Path, column: pa.Array, *, name: str) -> None:

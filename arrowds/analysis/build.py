@@ -83,7 +83,7 @@ def analyze(
     root = _local_path(path)
     plan = make_plan(open_source(source), metrics, Layout(root))
     if not overwrite and Layout(root).manifest.exists():
-        return _opened_if_same(root, plan)
+        return opened_if_same(root, plan)
     with building(plan, resume=resume, overwrite=overwrite) as plan:
         map_all(plan, workers=workers, progress=progress)
         commit_index(plan)
@@ -103,7 +103,7 @@ def _local_path(path: str | Path) -> Path:
     return Path(path)
 
 
-def _opened_if_same(root: Path, plan: BuildPlan) -> Index:
+def opened_if_same(root: Path, plan: BuildPlan) -> Index:
     """Open the finished index if it is what the plan would build.
 
     Raises:
@@ -135,7 +135,7 @@ def building(plan: BuildPlan, *, resume: bool, overwrite: bool) -> Iterator[Buil
         IndexLockedError: when another run is writing there.
     """
     root = plan.layout.root
-    _refuse_foreign(root)
+    refuse_foreign(root)
     with lock.writing(plan.layout.lock):
         current = manifest.load(root).generation if plan.layout.manifest.exists() else 0
         if current and not overwrite:
@@ -148,7 +148,8 @@ def building(plan: BuildPlan, *, resume: bool, overwrite: bool) -> Iterator[Buil
         yield plan
 
 
-def _refuse_foreign(root: Path) -> None:
+def refuse_foreign(root: Path) -> None:
+    """Raise IndexExistsError when a folder holds something else than an index or a build of one."""
     if root.is_file():
         raise IndexExistsError(f"{root} is a file; an index needs a folder of its own")
     if not root.exists() or Layout(root).manifest.exists() or Layout(root).plan.exists():
@@ -178,7 +179,12 @@ def map_all(plan: BuildPlan, *, workers: int | None, progress: bool | ProgressCa
 
 
 def map_parts(
-    plan: BuildPlan, metrics: Sequence[Metric], parts: Sequence[PartRange], *, workers: int | None = 1
+    plan: BuildPlan,
+    metrics: Sequence[Metric],
+    parts: Sequence[PartRange],
+    *,
+    workers: int | None = None,
+    most_workers: int | None = None,
 ) -> Iterator[PartRange]:
     """Compute some parts of some metrics, and yield each part when its files are written.
 
@@ -186,7 +192,7 @@ def map_parts(
     """
     required = {total.name: total for metric in metrics for total in metric.requires}
     totals = {name: sum_of_parts(plan, total) for name, total in required.items()}
-    yield from run_local(plan.task(metrics, totals), parts, workers=workers)
+    yield from run_local(plan.task(metrics, totals), parts, workers=workers, most_workers=most_workers)
 
 
 def sum_of_parts(plan: BuildPlan, metric: Metric) -> np.ndarray:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 
 from arrowds.analysis.engines.pool import UnloadableTaskError, WorkerPool, payload_of
 from arrowds.analysis.map import map_part
@@ -21,7 +22,9 @@ _STARTUP_SECONDS = 5.0
 """What starting workers costs at the most: importing torch and the dataset's modules, and sending them the dataset."""
 
 
-def run_local(task: MapTask, parts: Sequence[PartRange], *, workers: int | None) -> Iterator[PartRange]:
+def run_local(
+    task: MapTask, parts: Sequence[PartRange], *, workers: int | None, most_workers: int | None = None
+) -> Iterator[PartRange]:
     """Map the parts and yield each one when its files are written, in any order.
 
     Args:
@@ -29,10 +32,11 @@ def run_local(task: MapTask, parts: Sequence[PartRange], *, workers: int | None)
         parts: the row ranges.
         workers: None to choose by the work there is, 1 for this process alone, more for that many workers: threads
             where source and metrics work outside the interpreter lock, else processes.
+        most_workers: bounds the choice where ``workers`` is None; by default the number of cores.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1; got {workers}")
-    count = min(workers or os.cpu_count() or 1, max(len(parts), 1))
+    count = min(workers or most_workers or os.cpu_count() or 1, max(len(parts), 1))
     if workers == 1 or not parts:
         yield from _in_process(task, deque(parts))
     elif task.source.concurrent and all(metric.in_threads for metric in task.metrics):
@@ -85,7 +89,7 @@ def _in_workers(task: MapTask, parts: Sequence[PartRange], count: int) -> Iterat
     """Compute the parts in processes; where the task can't be sent to one, compute them here and say so."""
     left = {part.number: part for part in parts}
     try:
-        with WorkerPool(payload_of(task), count) as pool:
+        with WorkerPool(payload_of(partial(map_part, task)), count) as pool:
             for part in pool.run(parts):
                 del left[part.number]
                 yield part

@@ -13,14 +13,13 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from types import TracebackType
 from typing import cast
 
 import cloudpickle
 
-from arrowds.analysis.plan import MapTask
 from arrowds.errors import ArrowdsError, WorkerDiedError
 from arrowds.manifest import PartRange
 
@@ -40,14 +39,14 @@ class RemoteTracebackError(Exception):
         return f"\n{self.args[0]}"
 
 
-def payload_of(task: MapTask) -> bytes:
-    """Return what a worker needs to rebuild the task.
+def payload_of(work: Callable[[PartRange], None]) -> bytes:
+    """Return what a worker needs to rebuild the work, which it calls with one part after the other.
 
     Raises:
         UnloadableTaskError: when the dataset or a metric can't be pickled, also not by value.
     """
     try:
-        return cast(bytes, cloudpickle.dumps(task))
+        return cast(bytes, cloudpickle.dumps(work))
     except Exception as error:
         raise UnloadableTaskError(f"the dataset or a metric can't be pickled ({error})") from error
 

@@ -1,4 +1,4 @@
-"""The main program of a worker process: rebuild the task, then compute one part after the other."""
+"""The main program of a worker process: rebuild the work, then do it for one part after the other."""
 
 from __future__ import annotations
 
@@ -27,10 +27,8 @@ def main() -> None:
 
 
 def _serve(connection: Connection, payload: bytes) -> None:
-    from arrowds.analysis.map import map_part
-
     try:
-        task = pickle.loads(payload)
+        work = pickle.loads(payload)
     except Exception as error:
         connection.recv()
         connection.send(("unloadable", f"{type(error).__name__}: {error}", traceback.format_exc()))
@@ -38,7 +36,7 @@ def _serve(connection: Connection, payload: bytes) -> None:
     while True:
         part = connection.recv()
         try:
-            map_part(task, part)
+            work(part)
             outcome: tuple[str, object, str] = ("done", None, "")
         except Exception as error:
             outcome = ("error", _sendable(error), traceback.format_exc())
