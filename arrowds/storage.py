@@ -10,6 +10,7 @@ import errno
 import logging
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,6 +211,25 @@ def allocated_map(path: Path, kind: pa.DataType, length: int, *, name: str) -> I
             buffer = mmap.mmap(file.fileno(), 0)
         yield np.frombuffer(buffer, dtype, count=length, offset=hole.offset)
         # The map is closed with the last array that views it; until then the kernel keeps it and the file the same.
+
+
+@contextmanager
+def scratch_array(folder: Path, dtype: np.dtype[np.generic], length: int) -> Iterator[np.ndarray]:
+    """Give an array in a nameless file of ``folder``, for what memory should not hold; it is gone after the block.
+
+    Raises:
+        StorageError: when there is no room for it.
+    """
+    nbytes = max(1, length * dtype.itemsize)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(nbytes)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            buffer = mmap.mmap(file.fileno(), 0)
+    except OSError as error:
+        raise StorageError(error.errno, f"no room for {nbytes} bytes in {folder}: {_explained(error)}") from error
+    yield np.frombuffer(buffer, dtype, count=length)
 
 
 class _HoleSink:

@@ -152,11 +152,13 @@ def refuse_foreign(root: Path) -> None:
     """Raise IndexExistsError when a folder holds something else than an index or a build of one."""
     if root.is_file():
         raise IndexExistsError(f"{root} is a file; an index needs a folder of its own")
-    if not root.exists() or Layout(root).manifest.exists() or Layout(root).plan.exists():
+    if not root.exists():
         return
     lock_name = Layout(root).lock.name
-    foreign = sorted(entry.name for entry in root.iterdir() if lock_name not in entry.name)
-    if foreign:
+    found = sorted(entry.name for entry in root.iterdir())
+    foreign = [name for name in found if lock_name not in name and not name.endswith(storage.TEMPORARY)]
+    # Asked last: another worker of the same build may be making the folder's first files right now.
+    if foreign and not (Layout(root).manifest.exists() or Layout(root).plan.exists()):
         raise IndexExistsError(
             f"{root} holds something that is no index ({', '.join(foreign[:5])}); choose an empty or new folder"
         )

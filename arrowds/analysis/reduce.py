@@ -99,7 +99,7 @@ def reduce_metric(layout: Layout, metric: Metric, parts: tuple[PartRange, ...]) 
         storage.parquet_stream(layout.distribution(name), _distribution_schema(stored)) as distribution,
     ):
         for distinct, counts in ordered_map(
-            partial(_finish_bucket, layout, name, column, order), _cut(column, parts, order)
+            partial(_finish_bucket, layout, name, column, order), _cut(column, parts, order, layout.metric(name))
         ):
             cumulative = before + np.cumsum(counts, dtype=np.int64)
             distribution.write_table(_distribution_rows(column.kind, distinct, counts, cumulative))
@@ -161,7 +161,7 @@ def _write_nullable_values(path: Path, tables: Iterator[pa.Array], num_samples: 
     return _Column(values, missing if missing.any() else None, stored)
 
 
-def _cut(column: _Column, parts: tuple[PartRange, ...], order: np.ndarray) -> list[_Bucket]:
+def _cut(column: _Column, parts: tuple[PartRange, ...], order: np.ndarray, folder: Path) -> list[_Bucket]:
     """Distribute all ids into ``order`` and return the buckets that it then consists of."""
     if len(order) == 0:
         return []
@@ -169,7 +169,7 @@ def _cut(column: _Column, parts: tuple[PartRange, ...], order: np.ndarray) -> li
         low, high = int(column.values.min()), int(column.values.max())
         if high - low < CODED_RANGE:
             return _cut_exactly(column, parts, order, low, high)
-    return _cut_by_sample(column, parts, order)
+    return _cut_by_sample(column, parts, order, folder)
 
 
 def _cut_exactly(
@@ -196,18 +196,25 @@ def _cut_exactly(
     ]
 
 
-def _cut_by_sample(column: _Column, parts: tuple[PartRange, ...], order: np.ndarray) -> list[_Bucket]:
+def _cut_by_sample(column: _Column, parts: tuple[PartRange, ...], order: np.ndarray, folder: Path) -> list[_Bucket]:
     """Distribute values of a large range into buckets, with bounds from a random sample, that are yet to be sorted."""
     sample = _sampled(column)
     target = rows_per_bucket(len(order)) * len(sample) / len(order)
     buckets = cut_buckets(*np.unique(sample, return_counts=True), target)
 
-    def bucket_of(part: PartRange) -> tuple[np.ndarray, np.ndarray | None]:
-        values, rows = column.of_part(part)
-        return buckets.of(values), rows
+    with storage.scratch_array(folder, np.dtype(np.uint16), len(column.values)) as found:
 
-    counts = count_cells(parts, bucket_of, len(buckets))
-    distribute(order, parts, bucket_of, counts)
+        def find_buckets(part: PartRange) -> tuple[np.ndarray, np.ndarray | None]:
+            values, rows = column.of_part(part)
+            found[part.start : part.start + len(values)] = buckets.of(values)
+            return found[part.start : part.start + len(values)], rows
+
+        def found_buckets(part: PartRange) -> tuple[np.ndarray, np.ndarray | None]:
+            values, rows = column.of_part(part)
+            return found[part.start : part.start + len(values)], rows
+
+        counts = count_cells(parts, find_buckets, len(buckets))
+        distribute(order, parts, found_buckets, counts)
     stops = np.cumsum(counts)
     return [
         _Bucket(number, int(stop - count), int(stop), None)
