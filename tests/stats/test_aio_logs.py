@@ -269,3 +269,26 @@ values = st.recursive(
 @given(st.dictionaries(st.from_regex(r"[a-z]{3}_[a-z]{3}", fullmatch=True), values, max_size=5))
 def test_whatever_argparse_prints_is_read_back(arguments: dict[str, object]) -> None:
     assert parse_namespace(repr(argparse.Namespace(**arguments))) == arguments
+
+
+known = [
+    "read",
+    "folder",
+    "folder_to_device_mapping",
+    "io_size",
+    "block_size",
+    "queue_depth",
+    "engine",
+    "single_submit",
+]
+surrogates = st.text(st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF), max_size=3)
+odd_values = values | surrogates | st.lists(surrogates) | st.dictionaries(st.tuples(st.integers()), st.binary())
+
+
+@given(st.dictionaries(st.sampled_from(known), odd_values | st.sets(st.integers()), min_size=1))
+def test_any_arguments_are_a_row(tmp_path_factory: pytest.TempPathFactory, arguments: dict[str, object]) -> None:
+    path = tmp_path_factory.mktemp("logs") / os.fsdecode(b"x\xff.txt")
+    path.write_text(f"args = {argparse.Namespace(**arguments)}\n" + RESULTS)
+    table = read_logs(path)
+    table.validate(full=True)
+    assert table["status"][0].as_py() in {"ok", "bad_arguments", "inconsistent"}

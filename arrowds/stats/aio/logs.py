@@ -152,16 +152,14 @@ def _read(path: Path) -> tuple[tuple[str, str] | None, bytes]:
 def _row(
     stated: Parameters, name: str, status: str, error: str | None, content: bytes, **values: object
 ) -> dict[str, object]:
-    digest = xxhash.xxh3_128(Path(name).name.encode("utf-8", "surrogateescape") + b"\0" + content).hexdigest()
-    printable = name.encode("utf-8", "backslashreplace").decode()
-    return {
-        **stated.as_dict(),
-        "file": printable,
-        "status": status,
-        "error": error,
-        "content_hash": digest,
-        **values,
-    }
+    digest = xxhash.xxh3_128(os.fsencode(Path(name).name) + b"\0" + content).hexdigest()
+    row = {**stated.as_dict(), "file": name, "status": status, "error": error, "content_hash": digest, **values}
+    return {column: _printable(value) if isinstance(value, str) else value for column, value in row.items()}
+
+
+def _printable(text: str) -> str:
+    """Return a text that UTF-8 can hold: names of files and escapes in the arguments may have lone surrogates."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +185,7 @@ def _parse_text(text: str, tags: NameTags, name: str, content: bytes) -> list[di
     if line:
         try:
             parsed = parse_namespace(line[1].rstrip())
-            arguments = json.dumps(dict(parsed), default=repr)
+            arguments = json.dumps(dict(parsed), default=repr, skipkeys=True)
             stated = from_arguments(parsed)
         except LogFormatError as error:
             malformed = str(error)
