@@ -29,13 +29,13 @@ def scale_lr_by_batch_size(
 ) -> LRScheduler:
     """A torch scheduler that multiplies another one's learning rates by a factor of each step's batch size.
 
-    The learning rate of the first step is set at once; call `step()` after each optimizer step. The scheduler below never
-    sees a scaled rate. `state_dict()` holds both and resumes exactly.
+    The learning rate of the first step is set at once; call `step()` after each optimizer step. The scheduler below
+    never sees a scaled rate. `state_dict()` holds both and resumes exactly.
 
     Args:
         scheduler: the scheduler below, or an optimizer whose learning rates stay as they are.
-        batch_sizes: samples in each step; it starts over after the last. A plan (see `arrowds.batch_by_tokens`) goes on with
-            its next epoch instead.
+        batch_sizes: samples in each step; it starts over after the last. A plan (see `arrowds.batch_by_tokens`) goes on
+            with its next epoch instead.
         base_batch_size: samples in a batch for which the learning rates were chosen.
         method: "linear", "sqrt" or "none".
 

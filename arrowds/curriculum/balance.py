@@ -11,10 +11,10 @@ from arrowds.errors import ConfigError
 
 
 def split_to_multiple(offsets: IntArray, rules: BatchRules) -> IntArray:
-    """Split the largest batches until `effective_batch_size` divides their number: nothing is lost or repeated.
+    """Split the largest batches until `effective_batch_size` divides their number; as they were, where that can't be.
 
-    Raises:
-        ConfigError: when `min_batch_size` leaves too few batches to split.
+    >>> split_to_multiple(np.array([0, 4, 5]), BatchRules(max_tokens=9, effective_batch_size=4)).tolist()
+    [0, 1, 2, 4, 5]
     """
     missing = -(len(offsets) - 1) % rules.effective_batch_size
     if not missing:
@@ -28,11 +28,7 @@ def split_to_multiple(offsets: IntArray, rules: BatchRules) -> IntArray:
         pieces[batch] += 1
         size = int(sizes[batch])
         if size // pieces[batch] < rules.min_batch_size:
-            raise ConfigError(
-                f"{len(sizes)} batches can't be split into a multiple of effective_batch_size="
-                f"{rules.effective_batch_size} with min_batch_size={rules.min_batch_size}: lower either, "
-                "or batch more samples"
-            )
+            return offsets
         heapq.heappush(heap, (-size // pieces[batch], batch))
     borders = [offsets]
     for batch, number in pieces.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,7 @@ from arrowds.curriculum.batch_rules import (
 from arrowds.curriculum.packing import pack
 from arrowds.errors import ConfigError
 
+_log = logging.getLogger(__name__)
 LrScaling = Literal["linear", "sqrt", "none"]
 
 
@@ -65,6 +67,8 @@ def batch_by_tokens(
         world_size: ranks; each gets the same number of batches, `plan.batches[rank::world_size]`.
         effective_batch_size: batches in one optimizer step over all ranks and accumulation steps, a multiple of
             `world_size` (its default). The number of batches is a multiple of it: the largest are split to reach that.
+            Where none can be split, as when every sample fills a batch, those that make up no step are left out,
+            others every epoch, and a warning says so.
         same_size: all batches of a step hold the same number of samples. Then up to `effective_batch_size - 1` samples
             of an epoch, others in each, are in no batch: `plan.left_out` names them.
         overlong: what to do with a sample longer than the budget: "raise", "skip" it, or "truncate", which counts it
@@ -123,13 +127,21 @@ class _Pool:
 
 def _tokens_of(pool: _Pool, ids: IdArray, rules: BatchRules) -> IntArray:
     """Tokens of samples, none above the budget."""
-    tokens: IntArray = np.minimum(pool.lengths[ids], rules.max_tokens).astype(np.int64)
+    tokens: IntArray = np.minimum(pool.lengths[ids].astype(np.int64), rules.max_tokens)
     return tokens
 
 
 def _plan(pool: _Pool, rules: BatchRules, epoch: int) -> TokenBatchPlan:
     require_at_least("epoch", epoch, 0)
     packed = pack(_tokens_of(pool, pool.ids, rules), rules, epoch)
+    if len(packed.left_out):
+        _log.warning(
+            "epoch %d: %d of %d samples are left out, as they make up no step of %d batches",
+            epoch,
+            len(packed.left_out),
+            len(pool.ids),
+            rules.effective_batch_size,
+        )
     left_out = np.concatenate([pool.skipped, pool.ids[packed.left_out]])
     return TokenBatchPlan(rules, epoch, pool.ids[packed.positions], packed.offsets, left_out, pool)
 
@@ -143,7 +155,7 @@ class TokenBatchPlan:
         epoch: that it is for.
         ids: sample ids, batch after batch, uint32 (uint64 above 2^32 samples).
         offsets: where each batch starts in `ids`, int64, shape (len(plan) + 1,).
-        left_out: ids in no batch: those skipped for their length, and the remainder that `same_size` leaves.
+        left_out: ids in no batch: those skipped for their length, and the remainder that makes up no step.
     """
 
     rules: BatchRules

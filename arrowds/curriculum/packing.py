@@ -55,10 +55,10 @@ def pack(lengths: IntArray, rules: BatchRules, epoch: int) -> Packing:
         moved, offsets = deal_equal_steps(lengths[positions], rules)
         positions = positions[moved]
     else:
-        left_out = positions[:0]
         positions, offsets = _into_batches(lengths, positions, rules, epoch)
         positions, offsets = fill_small_batches(lengths, positions, offsets, rules)
         offsets = split_to_multiple(offsets, rules)
+        positions, offsets, left_out = _whole_steps(positions, offsets, rules, epoch)
     if rules.order == "random" and rules.packing == "best_fit":
         group = rules.effective_batch_size if rules.same_size else 1
         positions, offsets = _shuffle_batches(positions, offsets, group, rules.seed, epoch)
@@ -127,6 +127,24 @@ def _leave_out(positions: IntArray, count: int, seed: int, epoch: int) -> tuple[
     return positions[stays[positions]], left_out
 
 
+def _whole_steps(
+    positions: IntArray, offsets: IntArray, rules: BatchRules, epoch: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Batches that make up whole steps, and what is left out for it: random batches, others every epoch, if any."""
+    batches = len(offsets) - 1
+    kept, left = _leave_out(np.arange(batches), batches % rules.effective_batch_size, rules.seed, epoch)
+    if not len(left):
+        return positions, offsets, positions[:0]
+    if not len(kept):
+        raise ConfigError(
+            f"{batches} batches can't be split into effective_batch_size={rules.effective_batch_size} with "
+            f"min_batch_size={rules.min_batch_size} samples each: lower either, or batch more samples"
+        )
+    moved, borders = _reorder(positions, offsets, np.concatenate([kept, left]))
+    end = int(borders[len(kept)])
+    return moved[:end], borders[: len(kept) + 1], np.sort(moved[end:])
+
+
 def _ascending(lengths: IntArray) -> IntArray:
     """Stable order of the lengths; on 16 bits, where they fit, NumPy sorts by radix."""
     narrow = lengths.astype(np.uint16) if int(lengths.max()) < 2**16 else lengths
@@ -169,8 +187,8 @@ def _by_windows(lengths: IntArray, positions: IntArray, rules: BatchRules) -> tu
     pieces, sizes = [], []
     for window in _windows(lengths, positions, rules):
         moved, offsets = _by_length(lengths, window, rules) if rules.padded else _close_gaps(lengths, window, rules)
-        firsts = np.minimum.reduceat(moved, offsets[:-1])
-        moved, offsets = _reorder(moved, offsets, np.argsort(firsts, kind="stable"))
+        # the first sample of a batch is one that was not moved to close a gap
+        moved, offsets = _reorder(moved, offsets, np.argsort(moved[offsets[:-1]], kind="stable"))
         pieces.append(moved)
         sizes.append(np.diff(offsets))
     return np.concatenate(pieces), np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
