@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
-from index_by_hand import write_index
 
-from arrowds.index import Index
+import arrowds
+from arrowds.metrics import expr, function
 
 
 @pytest.fixture(scope="session")
-def make_index() -> Iterator[Callable[..., Index]]:
-    """Write an index of ``{name: pyarrow array}`` (and ``{name: total}``) into a new folder and open it.
+def make_index() -> Iterator[Callable[..., arrowds.Index]]:
+    """Index a table of ``{metric: pyarrow array}`` (and ``{total: array}``) in a new folder, nulls and NaN kept.
 
     Of session scope, so that Hypothesis tests may use it.
     """
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         counter = iter(range(10**9))
 
-        def make(metrics: dict[str, Any], totals: dict[str, Any] | None = None) -> Index:
-            return write_index(Path(folder) / f"index-{next(counter)}", metrics, totals)
+        def make(
+            columns: Mapping[str, pa.Array], totals: Mapping[str, np.ndarray] | None = None, path: Path | None = None
+        ) -> arrowds.Index:
+            metrics = [expr(name, pl.col(name), nulls="keep") for name in columns]
+            metrics += [
+                function(name, lambda batch, total=total: total, dtype=total.dtype, kind="total")
+                for name, total in (totals or {}).items()
+            ]
+            path = path or Path(folder) / f"index-{next(counter)}"
+            return arrowds.analyze(pa.table(dict(columns)), metrics, path, workers=1, progress=False)
 
         yield make
