@@ -222,6 +222,7 @@ class Function(Metric):
     """A callable from a batch to values, or to something to add up."""
 
     fn: Callable[[Any], Any]
+    digest: str
     reads: tuple[str, ...] | None = None
 
     @property
@@ -232,7 +233,7 @@ class Function(Metric):
         return self.fn(batch)
 
     def definition(self) -> str:
-        return f"function({callable_digest(self.fn)}, {self.kind}, {self.dtype}, nulls={self.nulls})"
+        return f"function({self.digest}, {self.kind}, {self.dtype}, nulls={self.nulls})"
 
 
 def seqlen(column: str = "input_ids", *, name: str = "seqlen", nulls: Nulls = "refuse") -> Metric:
@@ -314,5 +315,12 @@ def function(
         raise MetricError(f"metric {name!r} needs a callable that takes a batch; got a {type(fn).__name__}")
     declared = None if dtype is None else value_type(dtype)
     return Function(
-        name=name, fn=fn, dtype=declared, kind=kind, reads=None if columns is None else tuple(columns), nulls=nulls
+        name=name,
+        fn=fn,
+        # Taken once: what a callable holds on to may change while it runs, and finished parts must stay known.
+        digest=callable_digest(fn),
+        dtype=declared,
+        kind=kind,
+        reads=None if columns is None else tuple(columns),
+        nulls=nulls,
     )

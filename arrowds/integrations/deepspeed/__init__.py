@@ -1,4 +1,4 @@
-"""Drop-in replacements for DeepSpeed's data-efficiency classes, and its files; neither torch nor deepspeed is loaded here.
+"""Drop-in replacements for DeepSpeed's data-efficiency classes, and its files; importing this loads no torch.
 
 Names are imported when they are first used:
 
