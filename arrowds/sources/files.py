@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ class FileSource(Source):
                 if file.path.stat().st_size != file.num_bytes:
                     raise UnreadableFileError(f"{file.path} changed since it was opened; open the source again")
                 if low < high:
-                    yield from (_conform(batch, schema) for batch in file.batches(low, high, columns))
+                    yield from (conform(batch, schema) for batch in file.batches(low, high, columns))
 
     def fingerprint(self) -> str:
         """The digest of the files' bytes, in order; their names don't count."""
@@ -120,8 +121,12 @@ class FileSource(Source):
         return f"{self._files[0].format}, {count}, {describe_columns(self._schema)}"
 
 
-def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The same columns in the order of `schema`, without the file's own metadata."""
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of `schema` in its order, without the file's own metadata; without columns, the length stays.
+
+    >>> conform(pa.record_batch({"a": [1], "b": [2]}), pa.schema({"b": pa.int64()})).to_pydict()
+    {'b': [2]}
+    """
     if not schema.names:
         return batch.select([])
     return pa.RecordBatch.from_arrays([batch.column(name) for name in schema.names], schema=schema)
@@ -135,7 +140,9 @@ def naming_the_file(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except OSError as error:
-        raise UnreadableFileError(f"can't read {path}: {error.strerror or error}") from error
+        # pyarrow's errors have a number, but their strerror is a long text that repeats the path.
+        words = os.strerror(error.errno) if error.errno else str(error)
+        raise UnreadableFileError(f"can't read {path}: {words}") from error
     except pa.ArrowException as error:
         raise UnreadableFileError(f"can't read {path}: {error}") from error
 

@@ -17,6 +17,7 @@ from arrowds.errors import SourceError, UnreadableFileError
 _BLOCK_ROWS = 8192
 _FILE_BLOCK = 8 << 20
 _THREADS = 8
+_LISTS = (pa.ListType, pa.LargeListType, pa.ListViewType, pa.LargeListViewType)
 
 
 def combine(kind: str, parts: Iterable[str]) -> str:
@@ -107,8 +108,8 @@ def _pieces(array: pa.Array) -> Iterator[Any]:
         offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
         yield np.diff(offsets)
         yield memoryview(array.buffers()[2] or b"")[offsets[0] : offsets[-1]]
-    elif pa.types.is_large_list(kind):
-        yield np.diff(array.offsets.to_numpy())
+    elif isinstance(kind, _LISTS):
+        yield pc.list_value_length(array).to_numpy().astype(np.int64)
         yield from _pieces(array.flatten())
     elif pa.types.is_fixed_size_list(kind):
         yield from _pieces(array.flatten())
@@ -121,7 +122,7 @@ def _pieces(array: pa.Array) -> Iterator[Any]:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """The same values in the one encoding that `_pieces` knows: no dictionary, view, run or 32-bit offset."""
+    """The same values in an encoding that `_pieces` knows: no dictionary, run or map, text with 64-bit offsets."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(array.storage)
@@ -134,16 +135,10 @@ def _plain(array: pa.Array) -> pa.Array:
     if pa.types.is_binary(kind) or pa.types.is_binary_view(kind):
         return array.cast(pa.large_binary())
     if pa.types.is_map(kind):
-        return array.cast(pa.list_(_entries(kind))).cast(pa.large_list(_entries(kind)))
-    if pa.types.is_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        return array.cast(pa.large_list(kind.value_field))
+        return array.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
     if pa.types.is_union(kind):
         raise SourceError(f"a column of type {kind} has no fingerprint; cast it to a struct or a string first")
     return array
-
-
-def _entries(kind: pa.MapType) -> pa.StructType:
-    return pa.struct([("key", kind.key_type), ("value", kind.item_type)])
 
 
 def _type_name(kind: pa.DataType) -> str:
@@ -160,7 +155,7 @@ def _type_name(kind: pa.DataType) -> str:
         return f"list<{_type_name(kind.value_type)}>[{kind.list_size}]"
     if pa.types.is_map(kind):
         return f"map<{_type_name(kind.key_type)}, {_type_name(kind.item_type)}>"
-    if pa.types.is_nested(kind) and not pa.types.is_struct(kind) and not pa.types.is_union(kind):
+    if isinstance(kind, _LISTS):
         return f"list<{_type_name(kind.value_type)}>"
     if pa.types.is_struct(kind):
         return f"struct<{', '.join(f'{field.name}: {_type_name(field.type)}' for field in kind)}>"

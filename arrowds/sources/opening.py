@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 
 from arrowds.errors import SourceError, UnreadableFileError, UnsupportedError
 from arrowds.indexed_dataset import is_indexed_dataset, strip_suffix
@@ -70,7 +69,7 @@ def open_source(data: Any) -> Source:
         return TableSource(data)
     if isinstance(data, pa.RecordBatch):
         return TableSource(pa.Table.from_batches([data]))
-    if isinstance(data, pa.dataset.Dataset):
+    if _is_a(data, "pyarrow.dataset", "Dataset"):
         return open_dataset(data)
     if _is_a(data, "polars", "DataFrame", "LazyFrame"):
         return open_polars(data)
@@ -82,7 +81,10 @@ def open_source(data: Any) -> Source:
 
 
 def _is_a(data: Any, module: str, *names: str) -> bool:
-    """Whether `data` is an instance of a class of an optional package; without the package loaded it can't be."""
+    """Whether `data` is an instance of a class of a package that is optional or slow to import.
+
+    If the package isn't loaded, it can't be.
+    """
     package = sys.modules.get(module)
     classes = tuple(getattr(package, name) for name in names if hasattr(package, name))
     return isinstance(data, classes)

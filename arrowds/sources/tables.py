@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 
 from arrowds.sources import fingerprint
 from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns, plain_schema
 from arrowds.sources.boundaries import merge_cuts
+from arrowds.sources.files import conform, slice_rows
 
 
 class TableSource(Source):
@@ -81,8 +81,8 @@ class DatasetSource(Source):
 
     concurrent = True
 
-    def __init__(self, dataset: pa.dataset.FileSystemDataset) -> None:
-        """Counts the rows of every file; raises SourceError where two columns have one name."""
+    def __init__(self, dataset: Any) -> None:
+        """Count the rows of every file; raises SourceError where two columns have one name."""
         self._dataset = dataset
         self._schema = plain_schema(dataset.schema)
         rows = [_num_rows(piece) for piece in self._pieces()]
@@ -115,17 +115,12 @@ class DatasetSource(Source):
         return self._read(start, stop, names)
 
     def _read(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        schema = self._schema if columns is None else pa.schema([self._schema.field(name) for name in columns])
+        names = self._schema.names if columns is None else columns
+        schema = pa.schema([self._schema.field(name) for name in names])
         first, last = np.searchsorted(self._cuts, [start + 1, stop], side="left") - [1, 0]
-        for piece, begin in zip(self._pieces()[first:last], self._cuts[first:last], strict=True):
-            row = int(begin)
-            for batch in piece.to_batches(schema=self._dataset.schema, columns=columns, batch_size=MAX_BATCH_ROWS):
-                low, high = max(start - row, 0), min(stop - row, batch.num_rows)
-                row += batch.num_rows
-                if low < high:
-                    yield pa.RecordBatch.from_arrays(batch.slice(low, high - low).columns, schema=schema)
-                if row >= stop:
-                    return
+        for piece, row in zip(self._pieces()[first:last], self._cuts[first:last].tolist(), strict=True):
+            batches = piece.to_batches(schema=self._dataset.schema, columns=names, batch_size=MAX_BATCH_ROWS)
+            yield from (conform(batch, schema) for batch in slice_rows(batches, row, start, stop, MAX_BATCH_ROWS))
 
     def fingerprint(self) -> str:
         """The digest of the rows, whatever their files and row groups."""
@@ -146,10 +141,13 @@ def _num_rows(piece: Any) -> int:
     return sum(group.num_rows for group in groups) if groups else int(piece.count_rows())
 
 
-def open_dataset(dataset: pa.dataset.Dataset) -> Source:
+def open_dataset(dataset: Any) -> Source:
     """A source for any pyarrow dataset; one with a filter, a union or data in memory is read into memory at once."""
+    # Slow, because it loads pandas where that is installed.
+    from pyarrow.dataset import FileSystemDataset
+
     filtered = bool(getattr(dataset, "_scan_options", None))
-    if isinstance(dataset, pa.dataset.FileSystemDataset) and not filtered:
+    if isinstance(dataset, FileSystemDataset) and not filtered:
         return DatasetSource(dataset)
     return TableSource(dataset.to_table())
 

@@ -37,11 +37,11 @@ class TextFile(DataFile):
     quoted: ClassVar[bool]
 
     @classmethod
-    def _scan(cls, path: Path, start: int, head: bytes, empty: pa.Schema, **options: Any) -> Self:
-        """Find the rows, the schema and the digest of the file from byte `start` on; `head` is what lies before."""
+    def _scan(cls, path: Path, head: bytes, empty: pa.Schema, **options: Any) -> Self:
+        """Find the rows, the schema and the digest of the file; `head` is what lies before the first row."""
         state = xxhash.xxh3_128(head)
         schema, rows, marks = empty, 0, []
-        for block in blocks(path, start, quoted=cls.quoted, on_bytes=state.update):
+        for block in blocks(path, head, quoted=cls.quoted, on_bytes=state.update):
             if not len(block.row_starts):
                 continue
             table = cls._parse_block(path, block, empty, options)
@@ -125,7 +125,7 @@ class JsonLinesFile(TextFile):
         """Read the whole file once; raises UnreadableFileError, with the line where it can be told."""
         with naming_the_file(path):
             head = _byte_order_mark(path)
-            return cls._scan(path, len(head), head, pa.schema([]))
+            return cls._scan(path, head, pa.schema([]))
 
     @staticmethod
     def _parse(data: memoryview | bytes, schema: pa.Schema, columns: list[str] | None, **options: Any) -> pa.Table:
@@ -166,7 +166,7 @@ class CsvFile(TextFile):
             head = _header(path)
             names = _header_names(head, delimiter)
             empty = plain_schema(pa.schema([(name, pa.null()) for name in names]))
-            return cls._scan(path, len(head), head, empty, delimiter=delimiter, names=names)
+            return cls._scan(path, head, empty, delimiter=delimiter, names=names)
 
     @staticmethod
     def _parse(data: memoryview | bytes, schema: pa.Schema, columns: list[str] | None, **options: Any) -> pa.Table:
@@ -202,7 +202,7 @@ def _byte_order_mark(path: Path) -> bytes:
 
 def _header(path: Path) -> bytes:
     """The bytes of the first row that isn't blank, and all before it."""
-    for block in blocks(path, 0, quoted=True, on_bytes=len):
+    for block in blocks(path, b"", quoted=True, on_bytes=len):
         if len(block.row_starts):
             end = block.row_starts[1] if len(block.row_starts) > 1 else len(block.data)
             return bytes(block.data[:end])

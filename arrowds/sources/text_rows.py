@@ -44,16 +44,17 @@ class Block:
         return rows, positions[rows]
 
 
-def blocks(path: Path, start: int, *, quoted: bool, on_bytes: Callable[[memoryview], Any]) -> Iterator[Block]:
-    """The lines from byte `start` on, in blocks of about `BLOCK_BYTES`; `on_bytes` sees every byte once, in order.
+def blocks(path: Path, head: bytes, *, quoted: bool, on_bytes: Callable[[memoryview], Any]) -> Iterator[Block]:
+    """The lines behind `head`, in blocks of about `BLOCK_BYTES`; `on_bytes` sees every byte of them once, in order.
 
     `quoted`: a line break between double quotes does not end a row (CSV); a quote within quotes is doubled, so that the
-    number of quotes before a line break, being even or odd, tells. Raises UnreadableFileError for a row above 1 GiB.
+    number of quotes before a line break, being even or odd, tells. Raises UnreadableFileError for a row above 1 GiB
+    and for a quote that is never closed.
     """
     ends_of = _ends_outside_quotes if quoted else _ends
-    rest, offset, lines = b"", start, 0
+    rest, offset, lines = b"", len(head), head.count(b"\n")
     with path.open("rb") as file:
-        file.seek(start)
+        file.seek(len(head))
         while True:
             more = file.read(max(BLOCK_BYTES, len(rest)))
             on_bytes(memoryview(more))
@@ -61,6 +62,7 @@ def blocks(path: Path, start: int, *, quoted: bool, on_bytes: Callable[[memoryvi
             ends = ends_of(np.frombuffer(data, np.uint8))
             if not more and data and (not len(ends) or ends[-1] != len(data)):
                 ends = np.append(ends, len(data))
+                _check_quotes(path, data, lines, quoted)
             if len(ends):
                 whole = int(ends[-1])
                 view = memoryview(data)[:whole]
@@ -73,6 +75,15 @@ def blocks(path: Path, start: int, *, quoted: bool, on_bytes: Callable[[memoryvi
             if len(rest) > _MAX_ROW_BYTES:
                 cause = "a quote that is never closed" if quoted else "not text"
                 raise UnreadableFileError(f"{path}: a row of more than 1 GiB begins on line {lines + 1}: {cause}?")
+
+
+def _check_quotes(path: Path, data: bytes, lines_before: int, quoted: bool) -> None:
+    """Refuse a file that ends within quotes; `data` is its end from the start of a row on."""
+    if quoted and data.count(b'"') % 2:
+        line = lines_before + data.count(b"\n", 0, data.rindex(b'"')) + 1
+        raise UnreadableFileError(
+            f"{path} ends within quotes; the last quote is on line {line}: is the file truncated?"
+        )
 
 
 def _ends(data: Bytes) -> Offsets:
