@@ -180,13 +180,13 @@ def _cut_exactly(
     def codes(part: PartRange) -> tuple[np.ndarray, np.ndarray | None]:
         values, rows = column.of_part(part)
         unsigned = values.view(f"u{values.itemsize}")  # its difference wraps around to the right code
-        return (unsigned - np.int64(low).astype(unsigned.dtype)).astype(np.uint16), rows
+        return (unsigned - np.array(low, values.dtype).view(unsigned.dtype)).astype(np.uint16), rows
 
     counts = count_cells(parts, codes, high - low + 1)
     distribute(order, parts, codes, counts)
     present = np.flatnonzero(counts)
     counts = counts[present]
-    distinct = (present + low).astype(column.values.dtype)
+    distinct = present.astype(column.values.dtype) + np.array(low, column.values.dtype)  # wraps to the right value
     buckets = cut_buckets(distinct, counts, rows_per_bucket(len(order)))
     edges = [0, *(np.searchsorted(distinct, buckets.upper, side="right")), len(distinct)]
     starts = np.concatenate([[0], np.cumsum(counts)])
