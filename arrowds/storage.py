@@ -11,7 +11,7 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +282,25 @@ def read_map(path: Path) -> pa.Array:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         return reader.get_batch(0).column(0)
     except (OSError, IndexError, ValueError, pa.ArrowException) as error:
+        raise IndexCorruptError(f"{path} can't be mapped: {error}") from error
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write record batches as an uncompressed IPC file, atomically."""
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def read_batches(path: Path) -> pa.Table:
+    """Map an IPC file into memory as a table, without a copy.
+
+    Raises:
+        IndexCorruptError: when the file is missing, truncated or not Arrow IPC.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowException) as error:
         raise IndexCorruptError(f"{path} can't be mapped: {error}") from error
 
 

@@ -1,0 +1,96 @@
+"""The structure that docs/architecture.md draws: who may import whom, and what importing arrowds must not load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import arrowds
+
+PACKAGE = Path(arrowds.__file__).parent
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
+
+
+def documented_layers() -> dict[str, int]:
+    rows = [line.split("|") for line in ARCHITECTURE.read_text().splitlines() if line.startswith("| ")]
+    return {
+        name.strip().strip("`").rstrip("/"): int(row[1])
+        for row in rows
+        if row[1].strip().isdigit()
+        for name in row[2].split(",")
+    }
+
+
+LAYERS = documented_layers()
+
+
+def owner(module: str) -> str:
+    """The entry of the table that a dotted module belongs to: its first name below arrowds."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    """The arrowds modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "arrowds":
+            if node.module == "arrowds":
+                found |= {f"arrowds.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("arrowds.")}
+    return found
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_the_documented_layers(path: Path) -> None:
+    mine = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert mine in LAYERS, f"{mine} is not in the table of docs/architecture.md"
+    for module in imports_of(path):
+        theirs = owner(module)
+        assert theirs == mine or LAYERS[theirs] < LAYERS[mine], f"{mine} (layer {LAYERS[mine]}) imports {module}"
+
+
+def test_every_documented_module_exists() -> None:
+    there = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
+    assert set(LAYERS) <= there
+
+
+@pytest.mark.parametrize("module", ["arrowds", "arrowds.integrations.deepspeed", "arrowds.cli"])
+def test_importing_loads_no_optional_package(module: str) -> None:
+    code = f"""
+import sys, {module}
+loaded = {{"torch", "deepspeed", "duckdb", "ray", "datasets", "tokenizers", "matplotlib", "s3fs"}} & set(sys.modules)
+sys.exit(f"loaded {{sorted(loaded)}}" if loaded else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_exported_names_are_sorted_and_there() -> None:
+    assert arrowds.__all__ == sorted(arrowds.__all__)
+    for name in arrowds.__all__:
+        assert getattr(arrowds, name) is not None
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = [
+        path.relative_to(PACKAGE)
+        for path in MODULES
+        if path.relative_to(PACKAGE).parts[0] != "cli"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert printing == []
+
+
+def test_nothing_asserts_instead_of_raising() -> None:
+    asserting = [
+        path for path in MODULES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)
+    ]
+    assert asserting == []
