@@ -5,7 +5,7 @@ table, dataset, frame -> TableSource, DatasetSource, HuggingFaceSource          
 len() and [i]         -> TorchSource
 """
 
-from arrowds.sources.base import Batch, Source
+from arrowds.sources.base import Source
 from arrowds.sources.files import FileSource
 from arrowds.sources.huggingface import HuggingFaceSource
 from arrowds.sources.megatron import MegatronSource
@@ -15,7 +15,6 @@ from arrowds.sources.tokenized import TokenizedSource
 from arrowds.sources.torch import TorchSource
 
 __all__ = [
-    "Batch",
     "DatasetSource",
     "FileSource",
     "HuggingFaceSource",

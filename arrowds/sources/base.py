@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from arrowds.batch import Batch
 from arrowds.errors import MissingColumnError, SourceError
-
-Batch: TypeAlias = Any
-"""A `pyarrow.RecordBatch` from a columnar source, else whatever the collate function of a torch dataset returns."""
 
 MAX_BATCH_ROWS = 65_536
 """The most rows that the batches of tables and files have."""

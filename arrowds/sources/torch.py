@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from arrowds.batch import Batch
 from arrowds.errors import ArrowdsError, ConfigError, SourceError
 from arrowds.sources import fingerprint as digests
-from arrowds.sources.base import Batch, Source, check_target
+from arrowds.sources.base import Source, check_target
 from arrowds.sources.collate import collate
 from arrowds.sources.sample_digest import feed
 
