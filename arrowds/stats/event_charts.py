@@ -25,6 +25,7 @@ _COLOURS = {
     "backward_all_gather": "#fdbe85",
 }
 _OTHER = "#969696"
+_LINES = ("#111111", "#54278f", "#006d2c")
 _NESTED = "_all_gather"  # takes place within the submits, so that stacking it would count the time twice
 
 
@@ -58,11 +59,12 @@ def draw_profile(
         raise ConfigError(
             f"there is no event of step {chosen}; steps are {frame['step'].min()!r} to {frame['step'].max()!r}"
         )
-    names = _ordered(frame["event"].unique().to_list())
-    figure = Figure(figsize=(11, 3.6 + 0.22 * len(ranks) * len(names)), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[0.22 * len(ranks) * len(names) + 0.6, 3])
+    names = _ordered(in_step["event"].unique().to_list())
+    height = 0.22 * len(ranks) * len(names) + 0.6
+    figure = Figure(figsize=(11, 3 + height), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=[height, 3])
     _timeline(above, in_step, ranks, names)
-    _bars(below, frame, ranks, names, last)
+    _bars(below, frame, ranks, last)
     if difficulties is not None:
         _difficulty_lines(below, difficulties)
     handles, labels = below.get_legend_handles_labels()
@@ -95,11 +97,12 @@ def _timeline(axes: Axes, frame: pl.DataFrame, ranks: list[int], names: list[str
     axes.set_title(f"Timeline of step {frame['step'][0]}", loc="left", fontsize="medium")
 
 
-def _bars(axes: Axes, frame: pl.DataFrame, ranks: list[int], names: list[str], last: int) -> None:
+def _bars(axes: Axes, frame: pl.DataFrame, ranks: list[int], last: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     totals = frame.group_by("step", "rank", "event").agg(ms=pl.col("duration_ns").sum() / 1e6)
     steps = totals["step"].unique().sort().tail(last)
+    names = _ordered(totals.filter(pl.col("step").is_in(steps.implode()))["event"].unique().to_list())
     width = 0.8 / len(ranks)
     for position, rank in enumerate(ranks):
         bottom = pl.zeros(len(steps), pl.Float64, eager=True)
@@ -130,7 +133,13 @@ def _difficulty_lines(axes: Axes, difficulties: pl.DataFrame) -> None:
     low, high = axes.get_xlim()
     shown = difficulties.filter(pl.col("step").is_between(low, high))
     lines = axes.twinx()
-    for metric in [name for name in shown.columns if name != "step"]:
-        line = lines.plot(shown["step"].to_numpy(), shown[metric].to_numpy(), marker=".", linewidth=1.2, label=metric)
-        axes.plot([], [], color=line[0].get_color(), marker=".", label=f"difficulty: {metric}")
+    for position, metric in enumerate(name for name in shown.columns if name != "step"):
+        style: dict[str, Any] = {
+            "color": _LINES[position % len(_LINES)],
+            "linestyle": "--",
+            "marker": ".",
+            "linewidth": 1.2,
+        }
+        lines.plot(shown["step"].to_numpy(), shown[metric].to_numpy(), label=metric, **style)
+        axes.plot([], [], label=f"difficulty: {metric}", **style)  # puts the line into the legend of the bars
     lines.set_ylabel("difficulty")

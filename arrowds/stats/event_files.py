@@ -24,7 +24,7 @@ STREAM_SUFFIX = ".arrows"
 PARQUET_SUFFIX = ".parquet"
 _ROW_GROUP = 1 << 18
 _STORED_SCHEMA: pa.Schema = EVENT_SCHEMA.remove(0)  # the folder rank=N holds the rank of a Parquet file
-_DELTAS = dict.fromkeys(("step", "micro_step", "start_ns", "duration_ns"), "DELTA_BINARY_PACKED")
+_DELTAS = dict.fromkeys(("step", "micro_step", "start_ns"), "DELTA_BINARY_PACKED")
 
 
 def rank_folder(folder: Path, rank: int) -> Path:
@@ -105,7 +105,7 @@ def compact(source: Path, target: Path) -> None:
             temporary,
             _STORED_SCHEMA,
             compression="zstd",
-            use_dictionary=["phase", "event", "elements_of", "clock", "num_elements", "bytes"],
+            use_dictionary=["phase", "event", "elements_of", "clock"],
             column_encoding=_DELTAS,
         )
         with writer:

@@ -104,7 +104,7 @@ def main(folder: Path) -> None:
     result["logged"] = counts.boundaries[:]
 
     engine = new_engine()
-    Layer.delay = 0.02 if engine.global_rank == SLOW_RANK else 0.0
+    Layer.delay = 0.05 if engine.global_rank == SLOW_RANK else 0.0
     slots = dict(vars(coordinator(engine)))
     logged_before = len(counts.boundaries)
     profiler = attach_profiler(engine, folder)
