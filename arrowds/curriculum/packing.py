@@ -234,10 +234,13 @@ def _close_gaps(lengths: IntArray, positions: IntArray, rules: BatchRules) -> tu
     filled = int(offsets[-1])
     room = capacity - np.add.reduceat(ordered, offsets[:-1]) if filled else offsets[:0]
     room[-1:] += int(ordered[filled:].sum())  # the last slice of reduceat runs to the end
-    rest = _descending(ordered[filled:]) if filled < len(ordered) else offsets[:0]
+    if filled == len(ordered):
+        return positions, offsets
+    rest = _descending(ordered[filled:])
     closing, count = _best_fit(ordered[filled:][rest], rules, room, np.diff(offsets))
-    bins = np.concatenate([np.repeat(np.arange(len(room)), np.diff(offsets)), closing])
-    return _gather(np.concatenate([positions[:filled], positions[filled:][rest]]), bins, count)
+    closers, closed = _gather(positions[filled:][rest], closing, count)
+    ends = np.concatenate([offsets, np.full(count + 1 - len(offsets), filled)])  # of what each batch held before
+    return np.insert(positions[:filled], np.repeat(ends[1:], np.diff(closed)), closers), ends + closed
 
 
 def _kept_back(lengths: IntArray, tokens: int, gap: int) -> npt.NDArray[np.bool_]:
