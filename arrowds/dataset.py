@@ -24,7 +24,7 @@ class ArrowDataset:
 
     Lists become tensors of one dimension and numbers tensors of none, both views of Arrow memory; text stays text.
     Arrow IPC and Megatron files stay memory-mapped, so that loader workers share their pages; other sources are read
-    into memory once in each process, or, with ``cache_dir``, converted once to an Arrow IPC file that all processes map.
+    into memory once in each process or, with ``cache_dir``, converted once to an Arrow IPC file that all of them map.
 
     Args:
         source: anything that :func:`arrowds.sources.open_source` takes.
