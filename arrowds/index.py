@@ -42,6 +42,15 @@ def open_index(
         IndexVersionError: when a newer arrowds wrote it.
         IndexCorruptError: naming every file that is missing or has another size (or other content, with ``verify``).
         UnsupportedError: for a URL.
+
+    >>> import arrowds, polars as pl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = pl.DataFrame({"text": ["to be", "or", "not to be"]})
+    ...     metric = arrowds.metrics.expr("n_chars", pl.col("text").str.len_chars())
+    ...     _ = arrowds.analyze(data, metric, folder)
+    ...     index = open_index(folder)
+    ...     index.metrics, index["n_chars"][2].item(), index["n_chars"].sample_ids(up_to=5).tolist()
+    (['n_chars'], 9, [1, 0])
     """
     if "://" in str(path):
         raise UnsupportedError(f"{path}: this version opens local folders only; copy the index to a local disk first")

@@ -33,6 +33,13 @@ class MetricIndex:
 
     ``m[7]`` is the value of sample 7, ``m[3:9]`` a view, ``m[np.array([5, 1])]`` one gather and ``m[mask]`` a
     selection: whatever NumPy accepts as an index.
+
+    >>> import arrowds, polars as pl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = pl.DataFrame({"x": [0.5, 9.0, 2.5, 2.5]})
+    ...     m = arrowds.analyze(data, arrowds.metrics.expr("x", pl.col("x")), folder)["x"]
+    ...     m[1:3].tolist(), m[[3, 0]].tolist(), m.order.tolist(), m.quantile(0.5).item(), m.count(above=0.5)
+    ([9.0, 2.5], [2.5, 0.5], [0, 2, 3, 1], 2.5, 3)
     """
 
     def __init__(self, path: Path, manifest: Manifest, name: str) -> None:

@@ -26,6 +26,13 @@ def scan(index: Index) -> pl.LazyFrame:
 
     Columns have the stored types (integers may be narrower than declared). Values that were kept as null or NaN are
     null.
+
+    >>> import arrowds, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = pl.DataFrame({"x": [5, 7, 5]})
+    ...     index = arrowds.analyze(data, arrowds.metrics.expr("x", pl.col("x")), folder)
+    ...     scan(index).filter(pl.col("x") > 6).collect().rows()
+    [(1, 7)]
     """
     mapped = pl.DataFrame(_mapped_table(index))
     columns = [_polars_column(index[name]) for name in index]
@@ -97,6 +104,13 @@ def sql(index: Index, statement: str) -> pl.DataFrame:
     Raises:
         ConfigError: with DuckDB's message, when it refuses the query or the query returns no table.
         MissingExtraError: when DuckDB is not installed.
+
+    >>> import arrowds, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = pl.DataFrame({"x": [5, 7, 5]})
+    ...     index = arrowds.analyze(data, arrowds.metrics.expr("x", pl.col("x")), folder)
+    ...     sql(index, "select sample_id, x from samples where x < 6").rows()
+    [(0, 5), (2, 5)]
     """
     connection = connect(index)
     import duckdb

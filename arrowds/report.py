@@ -72,7 +72,16 @@ def _bytes_below(index: Index, path: Path) -> int:
 
 
 def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> str:
-    """Draw a histogram: a bar, the count and the cumulative share in each line of at most ``width`` characters."""
+    """Draw a histogram: a bar, the count and the cumulative share in each line of at most ``width`` characters.
+
+    >>> import arrowds, polars as pl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = pl.DataFrame({"x": [0, 1, 1, 4]})
+    ...     index = arrowds.analyze(data, arrowds.metrics.expr("x", pl.col("x")), folder)
+    ...     print(text_histogram(index["x"], bins=2, width=30))
+    0.0 to 2.0 ██████████ 3  75.0%
+    2.0 to 4.0 ███▍       1 100.0%
+    """
     frame = metric.histogram(bins)
     counts = frame["count"].to_list()
     edges = _edge_labels([*frame["lower"], frame["upper"][-1]])
@@ -93,7 +102,7 @@ def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> s
 def _edge_labels(edges: Sequence[float]) -> list[str]:
     """Write edges with as many decimals as tell neighbours apart."""
     decimals = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
-    if decimals > 9 or max(abs(edges[0]), abs(edges[-1])) >= 1e15:
+    if decimals > 9 or max(abs(edges[0]), abs(edges[-1])) >= 10 ** (17 - decimals):
         return [f"{edge:.6g}" for edge in edges]
     return [f"{edge:,.{decimals}f}" for edge in edges]
 

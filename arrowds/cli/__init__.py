@@ -55,6 +55,7 @@ def main() -> None:
 
 def _failed(error: Exception) -> int:
     """Print an error as one line and return the exit status."""
-    message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip()).replace(":; ", ": ")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    message = "; ".join(lines).replace(":; ", ": ")
     print(f"arrowds: error: {message or type(error).__name__}", file=sys.stderr)
     return 1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WIDTH_OF_A_FILE = 200
 _MOST_ROWS = 1000
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), 127], "\N{REPLACEMENT CHARACTER}")
 
 
 def width() -> int:
@@ -61,7 +62,7 @@ def _cell(name: str, value: Any) -> str:
 
 def print_frame(frame: pl.DataFrame) -> None:
     """Print the rows of a data frame, at most 1000 of them, and say how many there are."""
-    rows = [["" if value is None else str(value) for value in row] for row in frame.head(_MOST_ROWS).iter_rows()]
+    rows = [["" if value is None else str(value).translate(_CONTROLS) for value in row] for row in frame.head(_MOST_ROWS).iter_rows()]
     numeric = [dtype.is_numeric() for dtype in frame.dtypes]
     console = _console()
     _print(console, frame.columns, rows, numeric)
