@@ -20,8 +20,8 @@ class TokenBudgetBatchSampler:
     once after `load_state_dict`, where the state was taken. The state depends on neither rank nor world size: between
     two steps a run can go on with another number of ranks.
 
-    A DataLoader with workers asks for batches ahead of the training loop. Count what was trained on and pass it:
-    `state_dict(batches=n)`.
+    A DataLoader with workers asks for batches ahead of the training loop. `arrowds.CurriculumDataLoader` sees to that;
+    with torch's own, count what was trained on and pass it: `state_dict(batches=n)`.
 
     Args:
         plan: from `arrowds.batch_by_tokens`; of any epoch, the iteration starts with that one.
@@ -50,6 +50,7 @@ class TokenBudgetBatchSampler:
         self.plan = plan
         self.rank = rank
         self.world_size = world_size
+        self._rules = asdict(plan.rules)  # once: a loader may ask for the state after each batch
         self._start = 0  # batches of this rank that the next iteration passes over
         self._given = 0  # batches of this rank given out in this epoch
 
@@ -57,6 +58,11 @@ class TokenBudgetBatchSampler:
     def epoch(self) -> int:
         """The epoch of the running iteration, or of the next one."""
         return self.plan.epoch
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the dataset, those that are not batched included."""
+        return self.plan.num_samples
 
     def __len__(self) -> int:
         """Batches of each rank in this epoch, those given out included."""
@@ -89,7 +95,7 @@ class TokenBudgetBatchSampler:
         return {
             "version": STATE_VERSION,
             "digest": self.plan.digest,
-            "rules": asdict(self.plan.rules),
+            "rules": dict(self._rules),
             "epoch": self.epoch,
             "batches": done * self.world_size,  # over all ranks
         }
@@ -104,7 +110,7 @@ class TokenBudgetBatchSampler:
             raise StateMismatchError(f"the state has version {state.get('version')!r}: expected {STATE_VERSION}")
         if state["digest"] != self.plan.digest:
             raise StateMismatchError("the state was saved for other samples: the lengths or ids of this plan differ")
-        ours = asdict(self.plan.rules)
+        ours = self._rules
         differing = [name for name in ours if state["rules"].get(name) != ours[name]]
         if differing:
             listed = ", ".join(f"{name} {state['rules'].get(name)!r}, here {ours[name]!r}" for name in differing)

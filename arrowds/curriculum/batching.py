@@ -169,6 +169,11 @@ class TokenBatchPlan:
         return len(self.offsets) - 1
 
     @property
+    def num_samples(self) -> int:
+        """Samples of the dataset: how many lengths were given."""
+        return len(self._pool.lengths)
+
+    @property
     def batches(self) -> BatchView:
         """The batches as a sequence of arrays of ids, views that are made when asked for."""
         return BatchView(self.ids, self.offsets, range(len(self)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
 from arrowds.curriculum.batching import batch_by_tokens
 from arrowds.errors import ConfigError, StateMismatchError
+from arrowds.loading import CurriculumDataLoader
 from arrowds.lr_scaling import scale_lr_by_batch_size
 
 LENGTHS = np.random.default_rng(0).integers(1, 40, 500)
@@ -136,6 +137,25 @@ def test_torch_loads_the_batches(workers):
     assert len(tokens) == len(plan())
     assert sum(tokens) == LENGTHS.sum()
     assert max(tokens) <= 256
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_resumes_where_the_loop_was(workers):
+    """Not where its workers were, also at the end of an epoch."""
+
+    def start():
+        return CurriculumDataLoader(LENGTHS, TokenBudgetBatchSampler(plan()), num_workers=workers, collate_fn=list)
+
+    loader = start()
+    whole = [list(loader), list(loader)]
+    assert len(whole[0]) == len(plan())
+    for stop in {1, 7, len(whole[0])} if workers else range(1, len(whole[0]) + 1, 3):
+        loader = start()
+        for _, _batch in zip(range(stop), loader, strict=False):
+            state = json.dumps(loader.state_dict())
+        loader = start()
+        loader.load_state_dict(json.loads(state))
+        assert list(loader) == (whole[0][stop:] or whole[1])
 
 
 def test_learning_rates_follow_the_epochs_of_a_plan():

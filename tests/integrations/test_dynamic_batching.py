@@ -5,6 +5,7 @@ import logging
 import pickle
 import random
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arrowds.errors import ConfigError, StateMismatchError
+from arrowds.indexed_dataset import write_indexed_dataset
 from arrowds.integrations.deepspeed import dynamic_batching as ads
+from arrowds.integrations.deepspeed import dynamic_batching_engine
 
 # torch on what DeepSpeed's scheduler does: get_lr() outside of step(), a step before the optimizer's, and step(epoch)
 pytestmark = [
@@ -205,3 +208,71 @@ def test_loader_gives_deepspeeds_batches(ds, rank, same):
         assert [sample.tolist() for sample in expected] == [sample.tolist() for sample in found]
     assert ours[2].keys() == theirs[2].keys()
     pickle.dumps(ours[2]["collate_fn"])  # loader workers started by spawn need it
+
+
+def _engine(metrics_path, rank=0):
+    batching = {
+        "enabled": True,
+        "metrics_path": str(metrics_path),
+        "lr_scaling_method": "sqrt",
+        "min_batch_size": 1,
+        "max_batch_size": None,
+        "sequence_picking_order": "dataloader",
+        "max_tokens": 24,
+        "verbose": False,
+    }
+    sampling = {"dynamic_batching": batching, "num_workers": 0, "pin_memory": False}
+    return SimpleNamespace(
+        _config=SimpleNamespace(data_efficiency_config={"seed": 3, "data_sampling": sampling}),
+        train_batch_size=lambda: 4,
+        train_micro_batch_size_per_gpu=lambda: 2,
+        data_parallel_group=SimpleNamespace(rank=lambda: rank, size=lambda: 2),
+        world_size=1,
+        global_rank=0,
+        device="cpu",
+        lr_scheduler=None,
+        optimizer=_optimizer(),
+    )
+
+
+def test_an_engines_configuration_gives_deepspeeds_batches(ds, tmp_path):
+    """From lengths that are given, from DeepSpeed's files, and from an index that is made for the purpose."""
+    lengths = np.random.default_rng(1).integers(1, 9, 50)
+    samples = [torch.full((length,), number) for number, length in enumerate(lengths.tolist())]
+    theirs = ds.get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed(
+        [*samples, torch.zeros(1)], _engine(tmp_path, rank=1), dataset_seqlens=[*lengths.tolist(), 1]
+    )
+    (tmp_path / "legacy" / "seqlen").mkdir(parents=True)
+    legacy = tmp_path / "legacy" / "seqlen" / "seqlen_sample_to_metric"
+    write_indexed_dataset(legacy, lengths, np.ones(50, np.int64), dtype="uint8")
+    made = tmp_path / "made"
+    for path, more in (
+        (made, {"dataset_seqlens": lengths}),
+        (legacy.parents[1], {}),
+        (made, {"batch_seqlens_fn": _count}),
+        (made, {}),
+    ):
+        loader, scheduler, _ = (
+            dynamic_batching_engine.get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed(
+                samples, _engine(path, rank=1), dataloader_collate_fn=list, **more
+            )
+        )
+        for expected, found in zip(theirs[0], loader, strict=True):
+            assert [sample.tolist() for sample in expected] == [sample.tolist() for sample in found]
+        assert scheduler.get_last_lr() == pytest.approx(theirs[1].get_lr())
+
+
+def _count(batch):
+    return torch.tensor([len(sample) for sample in batch])
+
+
+def test_an_engine_without_lengths_or_dynamic_batching_is_refused(tmp_path):
+    refuse = dynamic_batching_engine.get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed
+    with pytest.raises(ConfigError, match="batch_seqlens_fn"):
+        refuse([1, 2], _engine(tmp_path))
+    with pytest.raises(ConfigError, match="3 lengths for 2 samples"):
+        refuse([1, 2], _engine(tmp_path), dataset_seqlens=[1, 2, 3])
+    engine = _engine(tmp_path)
+    engine._config.data_efficiency_config["data_sampling"]["dynamic_batching"]["enabled"] = False
+    with pytest.raises(ConfigError, match="dynamic_batching is not enabled"):
+        refuse([1, 2], engine)
