@@ -118,6 +118,17 @@ def test_a_row_says_what_an_event_was() -> None:
     assert before - 1_000_000 <= outer["start_ns"] <= time_ns() + 1_000_000
 
 
+def test_fetches_count_partitions_and_the_rest_counts_whole_parameters() -> None:
+    profiler = PartitionedParameterProfiler(NoTimers())
+    for name in DEEPSPEED_EVENTS:
+        record(profiler, name, 1)
+    rows = profiler.to_arrow()
+    found = dict(zip(rows["event"].to_pylist(), rows["elements_of"].to_pylist(), strict=True))
+    for phase in ("forward", "backward"):
+        assert found[f"{phase}_fetch_submit"] == found[f"{phase}_fetch_wait"] == "partition"
+        assert found[f"{phase}_prefetch_submit"] == found[f"{phase}_all_gather"] == "full"
+
+
 def test_bytes_are_null_where_the_element_size_is_unknown() -> None:
     profiler = PartitionedParameterProfiler(NoTimers())
     record(profiler, "forward_fetch_wait", 5)
