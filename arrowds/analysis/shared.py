@@ -69,6 +69,6 @@ def _require_finished(plan: BuildPlan) -> None:
         first = missing[0]
         raise IndexNotFoundError(
             f"{len(missing)} of {len(plan.parts)} parts in {plan.layout.root} are not mapped yet, the first one "
-            f"samples {first.start} to {first.stop - 1}: a worker has failed or is still running, or maps other data or metrics; "
-            "run the map of every worker to its end, then reduce"
+            f"samples {first.start} to {first.stop - 1}: a worker has failed or is still running, or maps "
+            "other data or metrics; run the map of every worker to its end, then reduce"
         )
