@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from arrowds.errors import ConfigError, MissingExtraError
-from arrowds.index import Index
+from arrowds.manifest import Manifest
 from arrowds.metric_index import MetricIndex
 from arrowds.schema import SAMPLE_ID, numpy_dtype
 
@@ -21,7 +22,20 @@ if TYPE_CHECKING:
 _MAPPED = "arrowds_mapped"
 
 
-def scan(index: Index) -> pl.LazyFrame:
+class Queryable(Protocol):
+    """What a query needs of an :class:`arrowds.index.Index`."""
+
+    path: Path
+    manifest: Manifest
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the metrics."""
+
+    def __getitem__(self, name: str) -> MetricIndex:
+        """One metric."""
+
+
+def scan(index: Queryable) -> pl.LazyFrame:
     """Return ``sample_id`` and one column per metric as a LazyFrame over the memory maps; nothing is read yet.
 
     Columns have the stored types (integers may be narrower than declared). Values that were kept as null or NaN are
@@ -47,7 +61,7 @@ def _polars_column(metric: MetricIndex) -> pl.Expr:
     return column.fill_nan(None) if _has_nan(metric) else column
 
 
-def connect(index: Index) -> duckdb.DuckDBPyConnection:
+def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
     """Return a new DuckDB connection in which the index is the view ``samples``; close it when done.
 
     The view has ``sample_id`` and one column per metric, NULL where a value was kept as null or NaN. DuckDB reads the
@@ -65,19 +79,21 @@ def connect(index: Index) -> duckdb.DuckDBPyConnection:
         raise MissingExtraError("duckdb", "sql") from error
     _check_names(index)
     connection = duckdb.connect()
-    ids = np.arange(index.num_samples, dtype=numpy_dtype(pa.type_for_alias(index.manifest.sample_id_type)))
+    ids = np.arange(
+        index.manifest.dataset.num_samples, dtype=numpy_dtype(pa.type_for_alias(index.manifest.sample_id_type))
+    )
     connection.register(_MAPPED, _mapped_table(index).add_column(0, SAMPLE_ID, pa.array(ids)))
     columns = ", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])
     connection.execute(f"create view samples as select {columns} from {_MAPPED}")
     layout = index.manifest.layout(index.path)
     for name in index:
         _create_file_view(connection, f"distribution_{name}", layout.distribution(name))
-    for name in index.totals:
+    for name in index.manifest.totals:
         _create_file_view(connection, f"total_{name}", layout.total(name))
     return connection
 
 
-def _check_names(index: Index) -> None:
+def _check_names(index: Queryable) -> None:
     """SQL names ignore case: two metrics that differ in nothing else would be one column."""
     seen: dict[str, str] = {}
     for name in (SAMPLE_ID, *index):
@@ -98,7 +114,7 @@ def _sql_column(metric: MetricIndex) -> str:
     return f"case when isnan({quoted}) then null else {quoted} end as {quoted}" if _has_nan(metric) else quoted
 
 
-def sql(index: Index, statement: str) -> pl.DataFrame:
+def sql(index: Queryable, statement: str) -> pl.DataFrame:
     """Answer a DuckDB SQL query over the views of :func:`connect`.
 
     Raises:
@@ -126,7 +142,7 @@ def sql(index: Index, statement: str) -> pl.DataFrame:
         connection.close()
 
 
-def _mapped_table(index: Index) -> pa.Table:
+def _mapped_table(index: Queryable) -> pa.Table:
     """The memory maps of all metrics side by side: stored types, bool as uint8."""
     return pa.table({name: index[name].column for name in index})
 

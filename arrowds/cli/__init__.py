@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from arrowds import __version__
+import arrowds
 from arrowds.cli import aio, convert, demo, index, profile
 from arrowds.errors import ArrowdsError
 
@@ -27,7 +27,7 @@ app.add_typer(aio.app, name="aio")
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"arrowds {__version__}")
+        typer.echo(f"arrowds {arrowds.__version__}")
         raise typer.Exit
 
 

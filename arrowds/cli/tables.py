@@ -62,7 +62,8 @@ def _cell(name: str, value: Any) -> str:
 
 def print_frame(frame: pl.DataFrame) -> None:
     """Print the rows of a data frame, at most 1000 of them, and say how many there are."""
-    rows = [["" if value is None else str(value).translate(_CONTROLS) for value in row] for row in frame.head(_MOST_ROWS).iter_rows()]
+    shown = frame.head(_MOST_ROWS).iter_rows()
+    rows = [["" if value is None else str(value).translate(_CONTROLS) for value in row] for row in shown]
     numeric = [dtype.is_numeric() for dtype in frame.dtypes]
     console = _console()
     _print(console, frame.columns, rows, numeric)
