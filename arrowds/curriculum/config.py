@@ -1,0 +1,132 @@
+"""What a curriculum is: one frozen object per metric, read from DeepSpeed's dictionaries or built in Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from arrowds.curriculum.schedule import METRIC_KEYS, CurriculumScheduler, Number, check_keys
+from arrowds.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Curriculum = Mapping[str, Mapping[str, Any]] | Sequence["CurriculumMetric"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumMetric:
+    """How one metric orders the data: DeepSpeed's settings, and what its dictionaries can't say.
+
+    Args:
+        name: a metric of the index; with ``difficulty``, any name.
+        difficulty: a Polars expression over metrics of the index, which takes the place of the metric's values.
+        difficulty_type: "value" (samples up to a value) or "percentile" (0 to 100: the share of the samples).
+        clustering_type: "schedule_based", or "single_cluster": the metric admits every sample from the start, and its
+            difficulty is only reported.
+        function: the function of the step for ``schedule_type`` "custom".
+
+    Raises:
+        ConfigError: for impossible settings.
+
+    >>> CurriculumMetric(name="seqlen", min_difficulty=8, max_difficulty=64, schedule_type="fixed_linear",
+    ...                  schedule_config={"total_curriculum_step": 20, "difficulty_step": 8}).clustering_type
+    'schedule_based'
+    """
+
+    name: str
+    schedule_type: str
+    schedule_config: Mapping[str, Any] = field(default_factory=dict)
+    min_difficulty: Number | None = None
+    max_difficulty: Number | None = None
+    difficulty_type: str = "value"
+    clustering_type: str = "schedule_based"
+    difficulty: pl.Expr | None = None
+    function: Callable[[int], Number] | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "difficulty_type", ("value", "percentile"))
+        _check_choice(self, "clustering_type", ("schedule_based", "single_cluster"))
+        state = self.scheduler().state
+        highest = state["max_difficulty"]
+        if self.percentile and not 0 < highest <= 100:
+            raise ConfigError(
+                f"max_difficulty of {self.name!r} is {highest}, but percentiles go from 0 to 100; "
+                "50 means half of the samples"
+            )
+
+    @property
+    def percentile(self) -> bool:
+        """Whether difficulties are percentiles."""
+        return self.difficulty_type == "percentile"
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the difficulty decides which samples are admitted."""
+        return self.clustering_type == "schedule_based"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the dictionary of the schedule."""
+        settings = {"schedule_type": self.schedule_type, "schedule_config": self.schedule_config}
+        bounds = {"min_difficulty": self.min_difficulty, "max_difficulty": self.max_difficulty}
+        return settings | {key: value for key, value in bounds.items() if value is not None}
+
+    def scheduler(self) -> CurriculumScheduler:
+        """Return a scheduler of these settings."""
+        scheduler = CurriculumScheduler(self.settings())
+        if self.function is not None:
+            scheduler.set_custom_get_difficulty(self.function)
+        return scheduler
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides which samples are drawn, as JSON-serialisable values; functions have no identity."""
+        difficulty = None if self.difficulty is None else str(self.difficulty)
+        kinds = {"difficulty_type": self.difficulty_type, "clustering_type": self.clustering_type}
+        return self.settings() | kinds | {"difficulty": difficulty}
+
+
+def _check_choice(metric: CurriculumMetric, key: str, choices: tuple[str, str]) -> None:
+    if getattr(metric, key) not in choices:
+        raise ConfigError(f"{key} of {metric.name!r} must be {choices[0]!r} or {choices[1]!r}, got {getattr(metric, key)!r}")
+
+
+def parse_curriculum(curriculum: Curriculum) -> tuple[CurriculumMetric, ...]:
+    """Return one object per metric from DeepSpeed's ``curriculum_metrics`` dictionary or from a list of the objects.
+
+    Keys that say where DeepSpeed keeps its index files are accepted and not used.
+
+    Raises:
+        ConfigError: for unknown keys (naming the nearest known one), missing or impossible settings.
+
+    >>> parse_curriculum({"seqlen": {"min_dificulty": 8}})
+    Traceback (most recent call last):
+    arrowds.errors.ConfigError: unknown key 'min_dificulty' in the curriculum of 'seqlen'; did you mean 'min_difficulty'?
+    """
+    if isinstance(curriculum, Mapping):
+        metrics = tuple(_from_dictionary(name, config) for name, config in curriculum.items())
+    else:
+        metrics = tuple(curriculum)
+    for metric in metrics:
+        if not isinstance(metric, CurriculumMetric):
+            raise ConfigError(f"a curriculum is a dictionary or a list of CurriculumMetric, got a list with {metric!r}")
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"each metric may occur once in a curriculum, got {names}")
+    return metrics
+
+
+def _from_dictionary(name: str, config: Mapping[str, Any]) -> CurriculumMetric:
+    check_keys(config, METRIC_KEYS, where=f"the curriculum of {name!r}")
+    if "schedule_type" not in config:
+        raise ConfigError(f"the curriculum of {name!r} needs 'schedule_type'")
+    known = CurriculumMetric.__dataclass_fields__
+    return CurriculumMetric(name=name, **{key: value for key, value in config.items() if key in known})
+
+
+def curriculum_digest(metrics: Sequence[CurriculumMetric], where: pl.Expr | None) -> str:
+    """Return 16 hexadecimal digits that name a curriculum; metrics in another order are another curriculum."""
+    content = [[[metric.name, metric.identity()] for metric in metrics], None if where is None else str(where)]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,426 @@
+"""Pools: which samples each phase of a curriculum admits, as clusters of ids that a plan can draw from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowds.curriculum.apportion import Changes
+from arrowds.curriculum.config import CurriculumMetric
+from arrowds.curriculum.schedule import CurriculumScheduler
+from arrowds.errors import ConfigError, EmptyPoolError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Int64 = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+BLOCK = 1 << 20
+
+
+class MetricValues(Protocol):
+    """One metric, as ``arrowds.Index`` gives it: see :class:`arrowds.metric_index.MetricIndex`."""
+
+    @property
+    def values(self) -> np.ndarray: ...
+
+    @property
+    def order(self) -> Ids: ...
+
+    def rank(self, value: float, *, side: Literal["left", "right"] = "right") -> int: ...
+
+
+class MetricSource(Protocol):
+    """What a sampler needs of an index."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def metrics(self) -> list[str]: ...
+
+    def __getitem__(self, name: str) -> MetricValues: ...
+
+
+class DerivedMetric:
+    """A metric computed from others: one value per sample, in memory; NaN and null values are never admitted."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    @cached_property
+    def order(self) -> Ids:
+        """The ids sorted by (value, id)."""
+        valid = valid_rows(self.values)
+        ids = np.arange(len(self.values), dtype=id_dtype(len(self.values)))
+        ids = ids if valid is None else ids[valid]
+        ordered: Ids = ids[np.argsort(np.ma.getdata(self.values)[ids], kind="stable")]
+        return ordered
+
+    def rank(self, value: float, *, side: Literal["left", "right"] = "right") -> int:
+        """Return how many samples have a value <= ``value`` (< with ``side="left"``)."""
+        return int(np.searchsorted(np.ma.getdata(self.values)[self.order], value, side=side))
+
+
+def valid_rows(values: np.ndarray) -> npt.NDArray[np.bool_] | None:
+    """Return which rows are neither null nor NaN; None stands for all."""
+    if isinstance(values, np.ma.MaskedArray):
+        return ~np.ma.getmaskarray(values)
+    return ~np.isnan(values) if values.dtype.kind == "f" else None
+
+
+def id_dtype(num_samples: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Return uint32 where all ids fit, else uint64."""
+    return np.dtype(np.uint32 if num_samples <= 1 << 32 else np.uint64)
+
+
+def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
+    """Return the values of an expression over metrics, one per sample, computed in blocks of the mapped values.
+
+    Raises:
+        ConfigError: when the expression uses something else than metrics of the index.
+    """
+    import polars as pl
+
+    names = expression.meta.root_names()
+    for name in names:
+        find_metric(index, name)
+    if not names:
+        raise ConfigError(f"{expression} uses no metric; the index has {', '.join(index.metrics)}")
+    blocks = []
+    for start in range(0, index.num_samples, BLOCK):
+        columns = {name: _series(index[name].values[start : start + BLOCK]) for name in names}
+        frame = pl.DataFrame(columns).select(expression.alias("value"))
+        blocks.append(_numbers(frame["value"], expression))
+    return np.ma.concatenate(blocks) if any(isinstance(block, np.ma.MaskedArray) for block in blocks) else np.concatenate(blocks)
+
+
+def _series(values: np.ndarray) -> pl.Series:
+    import polars as pl
+
+    series = pl.Series(np.ma.getdata(values))
+    mask = np.ma.getmask(values)
+    return series if mask is np.ma.nomask else series.to_frame("x").select(pl.when(~pl.Series(mask)).then("x"))["x"]
+
+
+def _numbers(series: pl.Series, expression: pl.Expr) -> np.ndarray:
+    if not (series.dtype.is_numeric() or series.dtype.to_python() is bool):
+        raise ConfigError(f"{expression} gives {series.dtype}, which is no number")
+    if not series.null_count():
+        return series.to_numpy()
+    return np.ma.MaskedArray(series.fill_null(0).to_numpy(), mask=series.is_null().to_numpy())
+
+
+def find_metric(index: MetricSource, name: str) -> MetricValues:
+    """Return a metric of the index.
+
+    Raises:
+        ConfigError: naming the metrics there are.
+    """
+    if name not in index.metrics:
+        raise ConfigError(f"the index has no metric {name!r}; it has {', '.join(index.metrics) or 'none'}")
+    return index[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """The phases of a curriculum: from step ``start[i]`` on, metric m has the difficulty ``levels[m][i]``."""
+
+    start: Int64
+    levels: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, schedulers: Mapping[str, CurriculumScheduler], *, limit: int) -> Phases:
+        """Ask the schedulers of the metrics for all changes, custom ones up to step ``limit``, and merge them."""
+        changes = {name: scheduler.changes(limit) for name, scheduler in schedulers.items()}
+        start = np.unique(np.concatenate([[1], *(steps for steps, _ in changes.values())]).astype(np.int64))
+        levels = {}
+        for name, (steps, difficulties) in changes.items():
+            at = np.searchsorted(steps, start, side="right") - 1
+            levels[name] = [difficulties[i] for i in at.tolist()]
+        return cls(start, levels)
+
+    def of_step(self, steps: npt.ArrayLike) -> Int64:
+        """Return the phase of each step."""
+        return np.asarray(np.searchsorted(self.start, steps, side="right") - 1, np.int64)
+
+    def difficulties(self, step: int) -> dict[str, Any]:
+        """Return the difficulty of every metric at a step."""
+        phase = int(self.of_step(step))
+        return {name: levels[phase] for name, levels in self.levels.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Clusters: cluster k holds the samples ``ids[starts[k] : starts[k + 1]]``; ``ids`` None means 0, 1, 2, ..."""
+
+    ids: Ids | None
+    starts: Int64
+    changes: Changes
+
+    @property
+    def sizes(self) -> Int64:
+        """How many samples each cluster has."""
+        return np.diff(self.starts)
+
+    def samples(self, cluster: Int64, member: Int64) -> Int64:
+        """Return the ids of members of clusters."""
+        position = self.starts[cluster] + member
+        return position if self.ids is None else self.ids[position].astype(np.int64)
+
+
+def cut_of_percentile(count: int, percentile: float) -> int:
+    """Return floor(count * percentile / 100), for the number as it is written: 0.3 % of 1000 is 3.
+
+    >>> cut_of_percentile(1000, 0.3), cut_of_percentile(3, 100)
+    (3, 3)
+    """
+    return math.floor(count * Fraction(repr(percentile) if isinstance(percentile, float) else percentile) / 100)
+
+
+def build_pools(
+    index: MetricSource,
+    metrics: Sequence[CurriculumMetric],
+    derived: dict[str, DerivedMetric],
+    allowed: npt.NDArray[np.bool_] | None,
+    phases: Phases,
+) -> Pools:
+    """Divide the samples into clusters: those that a phase newly admits, apart where later phases tell them apart.
+
+    With one clustering metric and no filter a cluster is a slice of the metric's order, and nothing is read.
+
+    Args:
+        allowed: the samples that the filter leaves, or None for all.
+
+    Raises:
+        EmptyPoolError: when a phase admits no sample.
+        ConfigError: when a difficulty lies outside the metric's values.
+    """
+    clustering = [metric for metric in metrics if metric.clustered]
+    values = {metric.name: derived.get(metric.name) or find_metric(index, metric.name) for metric in clustering}
+    for metric in clustering:
+        _check_range(metric, values[metric.name], phases)
+    if not clustering and allowed is None:
+        pools = _sliced(None, np.array([index.num_samples]), np.zeros(len(phases.start), np.int64))
+    elif len(clustering) == 1 and allowed is None and clustering[0].name not in derived:
+        cuts, level = _cuts(clustering[0], values[clustering[0].name], phases)
+        pools = _sliced(values[clustering[0].name].order, cuts, level)
+    else:
+        pools = _gathered(index.num_samples, clustering, values, allowed, phases)
+    _check_never_empty(pools, clustering, values, phases, filtered=allowed is not None)
+    return pools
+
+
+def _check_range(metric: CurriculumMetric, values: MetricValues, phases: Phases) -> None:
+    if not len(values.order):
+        raise EmptyPoolError(f"no sample has a value of {metric.name!r}: all are null or NaN")
+    lowest = min(phases.levels[metric.name])
+    largest = values.values[int(values.order[-1])].item()
+    if not metric.percentile and lowest > largest:
+        raise ConfigError(
+            f"the lowest difficulty of {metric.name!r} is {lowest}, but its largest value is {largest}: every sample would "
+            f"be admitted from the first step on; choose a min_difficulty of at most {largest}"
+        )
+
+
+def _cuts(metric: CurriculumMetric, values: MetricValues, phases: Phases) -> tuple[Int64, Int64]:
+    """Return the positions in the order where phases cut it, ascending, and which of them each phase uses. Pure."""
+    levels = phases.levels[metric.name]
+    count = len(values.order)
+    cut = (lambda level: cut_of_percentile(count, level)) if metric.percentile else values.rank
+    known: dict[Any, int] = {}
+    for level in levels:
+        if level not in known:
+            known[level] = cut(level)
+    cuts, used = np.unique(np.array([known[level] for level in levels], np.int64), return_inverse=True)
+    return cuts, used.reshape(-1)
+
+
+def _sliced(order: Ids | None, cuts: Int64, level: Int64) -> Pools:
+    """Return slices of an order: phase i admits the positions before ``cuts[level[i]]``. Pure."""
+    starts = np.unique(np.concatenate([[0], cuts]))
+    admitted = np.searchsorted(starts, cuts[level])
+    return Pools(order, starts, _prefix_changes(admitted, np.diff(starts)))
+
+
+def _prefix_changes(admitted: Int64, sizes: Int64) -> Changes:
+    """Return the weight changes where phase i admits the first ``admitted[i]`` clusters. Pure."""
+    before = np.concatenate([[0], admitted[:-1]])
+    counts = np.abs(admitted - before)
+    phase = np.repeat(np.arange(len(admitted)), counts)
+    within = np.arange(len(phase)) - np.repeat(np.cumsum(counts) - counts, counts)
+    leaf = np.repeat(np.minimum(before, admitted), counts) + within
+    return Changes(phase, leaf, sizes[leaf] * np.repeat(np.sign(admitted - before), counts))
+
+
+def _gathered(
+    num_samples: int,
+    metrics: Sequence[CurriculumMetric],
+    values: dict[str, MetricValues],
+    allowed: npt.NDArray[np.bool_] | None,
+    phases: Phases,
+) -> Pools:
+    """Read the values in blocks, twice: to count the samples that the same phases admit, and to group their ids."""
+    bounds = [_Bounds.of(metric, values[metric.name], phases) for metric in metrics]
+    rising = all((np.diff(bound.level) >= 0).all() for bound in bounds)
+
+    def blocks() -> Iterator[tuple[Int64, Int64]]:
+        return _blocks(num_samples, metrics, values, bounds, allowed, rising=rising)
+
+    cells, counts = _count([np.unique(key, return_counts=True) for key, _ in blocks()])
+    if rising:
+        cluster_of_cell = np.minimum(np.arange(len(cells)), np.searchsorted(cells, len(phases.start)))
+        sizes = counts[cells < len(phases.start)]
+        changes = Changes(cells[: len(sizes)], np.arange(len(sizes)), sizes)
+    else:
+        pattern, cluster_of_cell = _patterns(cells, bounds, len(phases.start))
+        sizes = np.bincount(cluster_of_cell, weights=counts, minlength=len(pattern)).astype(np.int64)[: len(pattern)]
+        changes = _toggles(pattern, sizes)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    return Pools(_grouped(blocks(), cells, cluster_of_cell, starts, id_dtype(num_samples)), starts, changes)
+
+
+def _count(found: list[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
+    """Add up the counts of equal keys. Pure."""
+    keys, counts = (np.concatenate([np.zeros(0, np.int64), *arrays]) for arrays in zip(*found, strict=True))
+    cells, cell = np.unique(keys, return_inverse=True)
+    return cells, np.bincount(cell, weights=counts, minlength=len(cells)).astype(np.int64)
+
+
+def _patterns(cells: Int64, bounds: list[_Bounds], phases: int) -> tuple[npt.NDArray[np.bool_], Int64]:
+    """Return the phases of each cluster, and the cluster of each cell: cells with the same phases are one cluster.
+
+    Cells that no phase admits get the number of clusters.
+    """
+    active = np.ones((len(cells), phases), np.bool_)
+    for bound in reversed(bounds):
+        cells, level = np.divmod(cells, len(bound.value) + 1)
+        active &= level[:, np.newaxis] <= bound.level
+    pattern, of_cell = np.unique(active, axis=0, return_inverse=True)
+    used = pattern.any(axis=1)
+    number = np.where(used, np.cumsum(used) - 1, used.sum())
+    return pattern[used], number[of_cell.reshape(-1)]
+
+
+def _grouped(
+    blocks: Iterator[tuple[Int64, Int64]],
+    cells: Int64,
+    cluster_of_cell: Int64,
+    starts: Int64,
+    dtype: np.dtype[np.unsignedinteger[Any]],
+) -> Ids:
+    """Return the ids of all clusters one after another, ascending within each: a counting sort, block by block."""
+    ids = np.empty(starts[-1], dtype)
+    clusters = len(starts) - 1
+    filled = starts[:-1].copy()
+    for key, rows in blocks:
+        cluster = cluster_of_cell[np.searchsorted(cells, key)]
+        counts = np.bincount(cluster, minlength=clusters + 1)[:clusters]
+        # NumPy sorts 16-bit keys by counting.
+        order = np.argsort(cluster.astype(np.uint16) if clusters < 1 << 16 else cluster, kind="stable")
+        ends = np.cumsum(counts)
+        ids[np.repeat(filled - (ends - counts), counts) + np.arange(counts.sum())] = rows[order[: counts.sum()]]
+        filled += counts
+    return ids
+
+
+def _blocks(
+    num_samples: int,
+    metrics: Sequence[CurriculumMetric],
+    values: dict[str, MetricValues],
+    bounds: list[_Bounds],
+    allowed: npt.NDArray[np.bool_] | None,
+    *,
+    rising: bool,
+) -> Iterator[tuple[Int64, Int64]]:
+    """Yield, block by block, the key and the id of every sample that some phase may admit."""
+    for start in range(0, num_samples, BLOCK):
+        stop = min(start + BLOCK, num_samples)
+        rows = np.arange(start, stop) if allowed is None else start + np.flatnonzero(allowed[start:stop])
+        key = np.zeros(len(rows), np.int64)
+        for metric, bound in zip(metrics, bounds, strict=True):
+            level = bound.levels_of(values[metric.name].values[start:stop][rows - start], rows)
+            if rising:
+                key = np.maximum(key, bound.first_phase[level])
+            else:
+                key = key * (len(bound.value) + 1) + level
+        yield key, rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """The distinct difficulties of a metric, ascending: level i admits (value, id) <= (``value[i]``, ``last_id[i]``)."""
+
+    value: np.ndarray
+    last_id: Int64
+    level: Int64
+    """The level of each phase."""
+
+    @classmethod
+    def of(cls, metric: CurriculumMetric, values: MetricValues, phases: Phases) -> _Bounds:
+        cuts, level = _cuts(metric, values, phases)
+        last = values.order[np.maximum(cuts, 1) - 1].astype(np.int64)
+        value = np.ma.getdata(values.values)[last]
+        # A cut before the first sample admits nothing, not even the smallest value with id 0.
+        return cls(value, np.where(cuts == 0, -1, last), level)
+
+    @property
+    def first_phase(self) -> Int64:
+        """The first phase that admits each level; for samples that none admits, the number of phases."""
+        return np.searchsorted(np.maximum.accumulate(self.level), np.arange(len(self.value) + 1))
+
+    def levels_of(self, values: np.ndarray, rows: Int64) -> Int64:
+        """Return the lowest level that admits each sample, or the number of levels where none does. Pure."""
+        plain, valid = np.ma.getdata(values), valid_rows(values)
+        level = np.searchsorted(self.value, plain, side="left")
+        # Samples whose value is that of a bound: the id decides. Bounds of one value are apart by their ids.
+        equal = np.flatnonzero(self.value[np.minimum(level, len(self.value) - 1)] == plain)
+        values_of_bounds, group = np.unique(self.value, return_inverse=True)
+        width = int(self.last_id.max()) + 2
+        place = np.searchsorted(values_of_bounds, plain[equal]) * width + np.minimum(rows[equal], width - 1)
+        level[equal] = np.searchsorted(group.reshape(-1) * width + self.last_id, place, side="left")
+        if valid is not None:
+            level[~valid] = len(self.value)
+        return level
+
+
+def _toggles(pattern: npt.NDArray[np.bool_], sizes: Int64) -> Changes:
+    """Return the weight changes of clusters that are drawn from in the phases that ``pattern`` says. Pure."""
+    change = np.diff(pattern.astype(np.int8), axis=1, prepend=0)
+    phase, leaf = np.nonzero(change.T)
+    return Changes(phase, leaf, sizes[leaf] * change[leaf, phase])
+
+
+def _check_never_empty(
+    pools: Pools, metrics: Sequence[CurriculumMetric], values: dict[str, MetricValues], phases: Phases, *, filtered: bool
+) -> None:
+    total = np.zeros(len(phases.start), np.int64)
+    np.add.at(total, pools.changes.phase, pools.changes.delta)
+    empty = np.flatnonzero(np.cumsum(total) <= 0)
+    if not len(empty):
+        return
+    step, phase = int(phases.start[empty[0]]), int(empty[0])
+    stated = [_statement(metric, values[metric.name], phases.levels[metric.name][phase]) for metric in metrics]
+    raise EmptyPoolError(
+        f"no sample is admitted at step {step}: "
+        + "; ".join(stated + (["a filter is set as well"] if filtered else []))
+        + "; raise min_difficulty"
+    )
+
+
+def _statement(metric: CurriculumMetric, values: MetricValues, level: Any) -> str:
+    if metric.percentile:
+        return f"{metric.name!r} has the difficulty {level} % of {len(values.order)} samples"
+    smallest = values.values[int(values.order[0])].item()
+    return f"{metric.name!r} has the difficulty {level}, and its smallest value is {smallest}"

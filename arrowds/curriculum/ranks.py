@@ -1,0 +1,85 @@
+"""How a global batch is divided: into microbatches, and each of them among ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowds.errors import ConfigError
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankLayout:
+    """Batch sizes and one rank's place.
+
+    Raises:
+        ConfigError: when a size is not a positive integer or the rank does not exist.
+
+    >>> layout = RankLayout(micro_batch_size=2, rank=1, world_size=2, gradient_accumulation_steps=3)
+    >>> layout.global_batch_size, layout.mine(4), layout.mine(3)
+    (12, (2, 4), (2, 3))
+    """
+
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    gradient_accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_size", "world_size", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+        if isinstance(self.rank, bool) or not isinstance(self.rank, (int, np.integer)):
+            raise ConfigError(f"rank must be an integer, got {self.rank!r}")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank must lie in [0, world_size={self.world_size}), got {self.rank}")
+
+    @classmethod
+    def of_global_batch(cls, global_batch_size: int, *, micro_batch_size: int, rank: int, world_size: int) -> RankLayout:
+        """Return the layout with as many accumulation steps as the global batch needs.
+
+        Raises:
+            ConfigError: when the world size does not divide it.
+        """
+        micro = micro_batch_size * world_size
+        if global_batch_size % micro:
+            raise ConfigError(
+                f"world_size {world_size} x micro_batch_size {micro_batch_size} = {micro} does not divide the global "
+                f"batch size {global_batch_size}; choose sizes that do"
+            )
+        return cls(
+            micro_batch_size=micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            gradient_accumulation_steps=global_batch_size // micro,
+        )
+
+    @property
+    def micro_samples(self) -> int:
+        """Samples of one microbatch over all ranks."""
+        return self.micro_batch_size * self.world_size
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per global step."""
+        return self.micro_samples * self.gradient_accumulation_steps
+
+    def mine(self, count: int) -> tuple[int, int]:
+        """Return which part of a microbatch of ``count`` samples this rank gets: its share, rounded as DeepSpeed does."""
+        if count == self.micro_samples:
+            return self.rank * self.micro_batch_size, (self.rank + 1) * self.micro_batch_size
+        return round(self.rank * count / self.world_size), round((self.rank + 1) * count / self.world_size)
+
+    def places(self, count: int) -> tuple[Int64, Int64]:
+        """Return the microbatch and the rank of each of the first ``count`` samples of a global batch."""
+        micro = np.arange(count) // self.micro_samples
+        rank = np.arange(count) % self.micro_samples // self.micro_batch_size
+        if rest := count % self.micro_samples:
+            bounds = [round(r * rest / self.world_size) for r in range(1, self.world_size)]
+            rank[count - rest :] = np.searchsorted(bounds, np.arange(rest), side="right")
+        return micro, rank

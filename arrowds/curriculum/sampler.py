@@ -1,0 +1,240 @@
+"""CurriculumSampler: the microbatches of one rank, in the order that the metrics of an index call for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowds.curriculum.config import Curriculum, CurriculumMetric, curriculum_digest, parse_curriculum
+from arrowds.curriculum.deepspeed_order import DeepSpeedOrder
+from arrowds.curriculum.pools import DerivedMetric, MetricSource, Phases, build_pools, evaluate, find_metric
+from arrowds.curriculum.ranks import RankLayout
+from arrowds.curriculum.schedule import CurriculumScheduler, Number
+from arrowds.curriculum.stateless import StatelessOrder
+from arrowds.curriculum.stream import BatchStream, check_step
+from arrowds.curriculum.trace import trace_table
+from arrowds.errors import ConfigError, EmptyDatasetError, StateMismatchError
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+Int64 = npt.NDArray[np.int64]
+
+
+class CurriculumSampler(BatchStream):
+    """Yield the sample ids of one rank's microbatches: lists of int.
+
+    Args:
+        index: an open index.
+        curriculum: DeepSpeed's dictionary of metrics, or a list of :class:`CurriculumMetric`; empty for a plain shuffle.
+        micro_batch_size, rank, world_size, gradient_accumulation_steps: their product without the rank is the global
+            batch size, the samples of one step.
+        seed: another seed, another order.
+        num_epochs: how often as many samples are drawn as there are.
+        order: "stateless": every batch follows from (seed, step); "deepspeed": the batches of DeepSpeed's sampler.
+        drop_last: leave out what does not fill a global batch at the end (in DeepSpeed's order: a microbatch).
+        where: a Polars expression over metrics; only samples for which it is true are drawn.
+        exclude_steps: steps that are left out; all others stay as they are.
+        exclude_ids: samples that are never drawn.
+        record: a folder for an Arrow record of what was yielded; see :func:`arrowds.curriculum.trace.read_records`.
+
+    Raises:
+        ConfigError: for arguments or settings that make no sense.
+        EmptyPoolError: when a difficulty admits no sample.
+
+    >>> index = getfixture("index_of_lengths")  # 1000 samples with lengths from 1 to 64
+    >>> curriculum = {"seqlen": {"difficulty_type": "value", "clustering_type": "schedule_based", "min_difficulty": 8,
+    ...     "max_difficulty": 64, "schedule_type": "fixed_linear",
+    ...     "schedule_config": {"total_curriculum_step": 20, "difficulty_step": 8}}}
+    >>> sampler = CurriculumSampler(index, curriculum, micro_batch_size=4, gradient_accumulation_steps=2)
+    >>> ids = next(iter(sampler))
+    >>> len(ids), int(index["seqlen"].values[ids].max()) <= 8, sampler.current_difficulties
+    (4, True, {'seqlen': 8})
+    """
+
+    def __init__(
+        self,
+        index: MetricSource,
+        curriculum: Curriculum,
+        *,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        gradient_accumulation_steps: int = 1,
+        seed: int = 1234,
+        num_epochs: int = 1,
+        order: Literal["stateless", "deepspeed"] = "stateless",
+        drop_last: bool = True,
+        where: pl.Expr | None = None,
+        exclude_steps: Iterable[int] = (),
+        exclude_ids: Iterable[int] | None = None,
+        record: str | PathLike[str] | None = None,
+    ) -> None:
+        layout = RankLayout(
+            micro_batch_size=micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
+        super().__init__(layout, exclude_steps=exclude_steps, record=record)
+        if order not in ("stateless", "deepspeed"):
+            raise ConfigError(f"order must be 'stateless' or 'deepspeed', got {order!r}")
+        if num_epochs < 1 or index.num_samples < 1:
+            raise (ConfigError if num_epochs < 1 else EmptyDatasetError)(
+                f"nothing to draw: {index.num_samples} samples, num_epochs={num_epochs}"
+            )
+        self.index = index
+        self.metrics = parse_curriculum(curriculum)
+        self.seed = seed
+        self.num_epochs = num_epochs
+        self.order = order
+        self.drop_last = drop_last
+        self._where = where
+        self._exclude_ids = np.unique(np.array([] if exclude_ids is None else list(exclude_ids), np.int64))
+        self._schedulers = {metric.name: metric.scheduler() for metric in self.metrics}
+        self._derived = _derived(index, self.metrics)
+        self._allowed = None if where is None else _allowed(index, where)
+        self._digest = curriculum_digest(self.metrics, where)
+        if self.end < 1:
+            raise ConfigError(
+                f"{self.samples_per_epoch} samples x {num_epochs} epochs do not fill one batch of "
+                f"{layout.global_batch_size}; use drop_last=False, or a smaller batch"
+            )
+        if all(metric.schedule_type != "custom" or metric.function for metric in self.metrics):
+            _ = self._order  # Errors in the settings are due here, not at the first batch.
+
+    @cached_property
+    def samples_per_epoch(self) -> int:
+        """How many samples one epoch counts: all that the filter and the exclusion leave, whatever their values."""
+        if self._allowed is None:
+            return self.index.num_samples - len(self._exclude_ids)
+        return int(self._allowed.sum() - self._allowed[self._exclude_ids].sum())
+
+    @cached_property
+    def end(self) -> int:
+        """After how many samples the stream ends, the excluded steps counted."""
+        total = self.samples_per_epoch * self.num_epochs
+        unit = self.layout.global_batch_size if self.order == "stateless" else self.layout.micro_samples
+        return total // unit * unit if self.drop_last else total
+
+    @cached_property
+    def _phases(self) -> Phases:
+        return Phases.of(self._schedulers, limit=max(1, self.num_steps))
+
+    @cached_property
+    def _order(self) -> StatelessOrder | DeepSpeedOrder:
+        size = self.layout.global_batch_size
+        if self.order == "stateless":
+            pools = build_pools(self.index, self.metrics, self._derived, self._allowed, self._phases)
+            return StatelessOrder(
+                pools,
+                self._phases,
+                seed=self.seed,
+                batch_size=size,
+                num_samples=self.index.num_samples,
+                exclude_ids=self._exclude_ids,
+            )
+        return DeepSpeedOrder(
+            self.metrics,
+            {m.name: self._derived.get(m.name) or find_metric(self.index, m.name) for m in self.metrics if m.clustered},
+            self._phases,
+            seed=self.seed,
+            batch_size=size,
+            num_samples=self.index.num_samples,
+            kept=self._kept(),
+        )
+
+    def _kept(self) -> npt.NDArray[np.bool_] | None:
+        if self._allowed is None and not len(self._exclude_ids):
+            return None
+        kept = np.ones(self.index.num_samples, np.bool_) if self._allowed is None else self._allowed.copy()
+        kept[self._exclude_ids] = False
+        return kept
+
+    def global_batch_at(self, step: int) -> Int64:
+        """Return the ids of the whole global batch of a step (the first is 1), in the order of microbatches and ranks.
+
+        In the stateless order that is one computation for any step; in DeepSpeed's, all steps before it are drawn.
+
+        Raises:
+            ConfigError: when ``step`` is below 1.
+        """
+        return self._order.batch(check_step(step))
+
+    def difficulties_at(self, step: int) -> dict[str, Number]:
+        """Return the difficulty of each metric at a step (the first is 1)."""
+        return self._phases.difficulties(check_step(step))
+
+    def set_custom_curriculum_learning_schedule(self, functions: Mapping[str, Callable[[int], Number]]) -> None:
+        """Set the functions of the step for metrics whose ``schedule_type`` is "custom"; other names are ignored."""
+        for name, scheduler in self._schedulers.items():
+            if name in functions:
+                scheduler.set_custom_get_difficulty(functions[name])
+        for derived in ("_phases", "_order"):
+            self.__dict__.pop(derived, None)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a saved state must agree in."""
+        return {
+            "order": self.order,
+            "index": self.index.fingerprint,
+            "curriculum": self._digest,
+            "seed": self.seed,
+            "global_batch_size": self.layout.global_batch_size,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and what it belongs to: at most 1 KiB of JSON-serialisable values."""
+        state = super().state_dict()
+        if isinstance(self._order, DeepSpeedOrder):
+            state["generator"] = self._order.generator_state(self.step)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go to a saved position; see :meth:`BatchStream.load_state_dict`. DeepSpeed's order draws all steps up to it.
+
+        Raises:
+            StateMismatchError: naming everything in which the state differs.
+        """
+        super().load_state_dict(state)
+        if state is not None and isinstance(self._order, DeepSpeedOrder):
+            drawn = self._order.generator_state(self.step)
+            if state.get("generator") != drawn:
+                raise StateMismatchError(
+                    f"drawing {self.step} steps again leads to another state of the generator: another NumPy than the one "
+                    f"that saved it, other excluded ids, or another custom schedule; here NumPy is {np.__version__}"
+                )
+
+    def trace(self, steps: int | Iterable[int]) -> pa.Table:
+        """Return the samples of steps over all ranks, one row each, in the order in which they are drawn.
+
+        Columns: ``step``, ``micro_batch``, ``rank``, ``sample_id``, ``difficulty_NAME`` for each metric of the
+        curriculum, and the value of every metric of the index and of every expression.
+
+        Raises:
+            ConfigError: when a step is below 1.
+        """
+        chosen = [check_step(step) for step in ([steps] if isinstance(steps, int) else steps)]
+        batches = {step: self.global_batch_at(step)[: self.samples_at(step) or None] for step in chosen}
+        values = {name: self.index[name] for name in self.index.metrics} | self._derived
+        return trace_table(batches, {step: self.difficulties_at(step) for step in chosen}, self.layout, values)
+
+
+def _derived(index: MetricSource, metrics: Iterable[CurriculumMetric]) -> dict[str, DerivedMetric]:
+    return {m.name: DerivedMetric(evaluate(index, m.difficulty)) for m in metrics if m.difficulty is not None}
+
+
+def _allowed(index: MetricSource, where: pl.Expr) -> npt.NDArray[np.bool_]:
+    found = evaluate(index, where)
+    if found.dtype != np.bool_:
+        raise ConfigError(f"where must be true or false for each sample, but {where} gives {found.dtype}")
+    allowed: npt.NDArray[np.bool_] = np.ma.filled(found, False)
+    if not allowed.any():
+        raise ConfigError(f"where={where} leaves no sample")
+    return allowed

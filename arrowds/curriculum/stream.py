@@ -1,0 +1,191 @@
+"""Walk through global batches step by step, microbatch by microbatch, with a position that can be saved."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowds.curriculum.ranks import RankLayout
+from arrowds.curriculum.trace import Recorder
+from arrowds.errors import ConfigError, StateMismatchError
+
+Int64 = npt.NDArray[np.int64]
+
+STATE_VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+class BatchStream(ABC):
+    """The microbatches of one rank. Iterating goes on from the position; after the last one there are no more.
+
+    The position counts what was yielded, in samples of the whole global batch, so any other layout with the same
+    global batch size can go on from it, also in the middle of a step.
+    """
+
+    def __init__(
+        self, layout: RankLayout, *, exclude_steps: Iterable[int] = (), record: str | PathLike[str] | None = None
+    ) -> None:
+        self.layout = layout
+        self._excluded = frozenset(int(step) for step in exclude_steps)
+        self._recorder = None if record is None else Recorder(record, rank=layout.rank)
+        # Samples of step _step + 1 are next; of step _step, the first _taken have been yielded.
+        self._step, self._taken = 0, layout.global_batch_size
+
+    @property
+    @abstractmethod
+    def samples_per_epoch(self) -> int:
+        """How many samples one epoch counts."""
+
+    @property
+    @abstractmethod
+    def end(self) -> int:
+        """After how many samples the stream ends, the excluded steps counted."""
+
+    @abstractmethod
+    def global_batch_at(self, step: int) -> Int64:
+        """Return the ids of the whole global batch of a step (the first is 1)."""
+
+    @abstractmethod
+    def difficulties_at(self, step: int) -> dict[str, Any]:
+        """Return the difficulty of each metric at a step."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what a saved state must agree in: names and JSON-serialisable values."""
+
+    @property
+    def num_steps(self) -> int:
+        """How many global steps there are, the last of which may be shorter."""
+        return -(-self.end // self.layout.global_batch_size)
+
+    def samples_at(self, step: int) -> int:
+        """Return how many samples of the global batch of a step are drawn: fewer only at the end of the last epoch."""
+        return max(0, min(self.layout.global_batch_size, self.end - (step - 1) * self.layout.global_batch_size))
+
+    def __len__(self) -> int:
+        """Return how many microbatches this rank gets in all."""
+        whole, rest = divmod(self.end, self.layout.global_batch_size)
+        excluded = sum(self._microbatches(self.samples_at(step)) for step in self._excluded if 1 <= step <= self.num_steps)
+        return whole * self.layout.gradient_accumulation_steps + self._microbatches(rest) - excluded
+
+    def _microbatches(self, samples: int) -> int:
+        return -(-samples // self.layout.micro_samples)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the ids of this rank's microbatches from the position on."""
+        while (following := self._next()) is not None:
+            step, taken, count = following
+            start, stop = self.layout.mine(count)
+            ids = self.global_batch_at(step)[taken + start : taken + stop].tolist()
+            self._step, self._taken = step, taken + count
+            if self._recorder is not None:
+                self._recorder.add(step, taken // self.layout.micro_samples, ids)
+            yield ids
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _next(self) -> tuple[int, int, int] | None:
+        """Return the step, the samples of it already taken, and the size of the next microbatch over all ranks."""
+        step, taken = self._step, self._taken
+        left = min(self.layout.global_batch_size, self.end - (step - 1) * self.layout.global_batch_size) - taken
+        while left <= 0:
+            step, taken = step + 1, 0
+            left = self.samples_at(step)
+            if left == 0:
+                return None
+            if step in self._excluded:
+                left = 0
+        return step, taken, min(left, self.layout.micro_samples)
+
+    def reset(self) -> None:
+        """Go back to the beginning."""
+        self._step, self._taken = 0, self.layout.global_batch_size
+
+    def close(self) -> None:
+        """Finish the recording, if there is one."""
+        if self._recorder is not None:
+            self._recorder.close()
+
+    @property
+    def step(self) -> int:
+        """The step of the microbatch last yielded; 0 before the first."""
+        return self._step
+
+    @property
+    def step_of_epoch(self) -> int:
+        """The number, within its epoch, of the step last yielded; 0 before the first.
+
+        An epoch begins with the first step all of whose samples belong to it.
+        """
+        if self._step == 0:
+            return 0
+        size = self.layout.global_batch_size
+        epoch = (self._step - 1) * size // self.samples_per_epoch
+        return self._step - -(-epoch * self.samples_per_epoch // size)
+
+    @property
+    def consumed_samples(self) -> int:
+        """How many samples have been yielded to all ranks, those of excluded steps counted."""
+        return (self._step - 1) * self.layout.global_batch_size + self._taken
+
+    @property
+    def current_difficulties(self) -> dict[str, Any]:
+        """The difficulties of the step last yielded; empty before the first."""
+        return self.difficulties_at(self._step) if self._step else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and what it belongs to: a few hundred bytes of JSON-serialisable values."""
+        return {
+            "version": STATE_VERSION,
+            **self.identity(),
+            "curriculum_step": self._step,
+            "consumed_in_step": self._taken,
+            "consumed_samples": self.consumed_samples,
+            "current_difficulties": self.current_difficulties,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go to the position of a saved state, of any rank and any world size with the same global batch size.
+
+        None, which DeepSpeed passes for a checkpoint without a sampler, leaves the position as it is.
+
+        Raises:
+            StateMismatchError: naming everything in which the state differs: dataset, curriculum, seed, ...
+        """
+        if state is None:
+            logger.warning("the checkpoint has no state of a sampler; it starts from its present position")
+            return
+        if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
+            found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
+            raise StateMismatchError(f"a sampler state of version {STATE_VERSION} was expected, got {found!r}")
+        differing = [
+            f"{name} (saved {state.get(name)!r}, here {value!r})"
+            for name, value in self.identity().items()
+            if state.get(name) != value
+        ]
+        if differing:
+            raise StateMismatchError(
+                "the saved state differs in " + ", ".join(differing) + "; open the index and curriculum it was saved with"
+            )
+        step, taken = int(state["curriculum_step"]), int(state["consumed_in_step"])
+        if step < 0 or not 0 <= taken <= self.layout.global_batch_size:
+            raise StateMismatchError(f"the saved state has an impossible position: step {step}, {taken} samples of it")
+        self._step, self._taken = step, taken
+
+
+def check_step(step: int) -> int:
+    """Return a step as an int.
+
+    Raises:
+        ConfigError: when it is below 1.
+    """
+    if step < 1:
+        raise ConfigError(f"steps count from 1, got {step}")
+    return int(step)

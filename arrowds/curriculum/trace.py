@@ -1,0 +1,133 @@
+"""The audit trail: which samples a step draws, with their values, and what a run really consumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from arrowds.curriculum.ranks import RankLayout
+from arrowds.errors import StorageError, UnreadableFileError
+
+if TYPE_CHECKING:
+    from arrowds.curriculum.pools import MetricValues
+
+RECORD_SCHEMA = pa.schema(
+    {"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()}
+)
+_ROWS_PER_WRITE = 4096
+
+
+def trace_table(
+    batches: Mapping[int, npt.NDArray[np.int64]],
+    difficulties: Mapping[int, Mapping[str, Any]],
+    layout: RankLayout,
+    values: Mapping[str, MetricValues],
+) -> pa.Table:
+    """Return one row per sample of each step: ``step``, ``micro_batch``, ``rank``, ``sample_id``, difficulties, values.
+
+    Args:
+        batches: the ids that are drawn, by step.
+        difficulties: by step and metric; they become the columns ``difficulty_NAME``.
+        values: the metrics whose values become columns of their names.
+    """
+    steps = np.repeat(list(batches), [len(ids) for ids in batches.values()])
+    places = [layout.places(len(ids)) for ids in batches.values()]
+    ids = np.concatenate([np.zeros(0, np.int64), *batches.values()])
+    columns: dict[str, Any] = {
+        "step": pa.array(steps, pa.int64()),
+        "micro_batch": pa.array(np.concatenate([[], *(micro for micro, _ in places)]), pa.int32()),
+        "rank": pa.array(np.concatenate([[], *(rank for _, rank in places)]), pa.int32()),
+        "sample_id": pa.array(ids, pa.uint64()),
+    }
+    for name in next(iter(difficulties.values()), {}):
+        columns[f"difficulty_{name}"] = np.repeat(
+            [by_metric[name] for by_metric in difficulties.values()], [len(ids) for ids in batches.values()]
+        )
+    for name, metric in values.items():
+        found = metric.values[ids]
+        columns[name] = pa.array(np.ma.getdata(found), mask=np.ma.getmaskarray(found))
+    return pa.table(columns)
+
+
+class Recorder:
+    """Write what one rank consumed as an Arrow stream: a new file of the folder for every start of the run."""
+
+    def __init__(self, folder: str | PathLike[str], *, rank: int) -> None:
+        self._folder = Path(folder)
+        self._rank = rank
+        self._writer: Any = None
+        self._rows: list[tuple[int, int, list[int]]] = []
+        self._count = 0
+
+    def add(self, step: int, micro_batch: int, ids: Sequence[int]) -> None:
+        """Add a microbatch."""
+        self._rows.append((step, micro_batch, list(ids)))
+        self._count += len(ids)
+        if self._count >= _ROWS_PER_WRITE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are still in memory."""
+        if not self._rows:
+            return
+        lengths = [len(ids) for _, _, ids in self._rows]
+        columns = [
+            np.repeat([step for step, _, _ in self._rows], lengths),
+            np.repeat([micro for _, micro, _ in self._rows], lengths),
+            np.full(sum(lengths), self._rank),
+            np.concatenate([np.asarray(ids, np.uint64) for _, _, ids in self._rows]),
+        ]
+        arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, RECORD_SCHEMA, strict=True)]
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(pa.OSFile(str(self._new_file()), "wb"), RECORD_SCHEMA)
+        self._writer.write_batch(pa.record_batch(arrays, schema=RECORD_SCHEMA))
+        self._rows, self._count = [], 0
+
+    def _new_file(self) -> Path:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for start in range(1, 1 << 20):
+                path = self._folder / f"rank-{self._rank:05}-start-{start:05}.arrows"
+                if not path.exists():
+                    return path
+        except OSError as error:
+            raise StorageError(f"{self._folder} can't take the record of this run: {error}") from error
+        raise StorageError(f"{self._folder} holds too many records; choose another folder")
+
+    def close(self) -> None:
+        """Write what is left and end the file; the next row begins a new one."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def read_records(folder: str | PathLike[str]) -> pa.Table:
+    """Return what all ranks and all starts of a run consumed: step, micro_batch, rank, sample_id, in file order.
+
+    The last rows of a run that was killed may be missing; the files stay readable.
+
+    Raises:
+        UnreadableFileError: when the folder holds no record.
+    """
+    batches = [batch for path in sorted(Path(folder).glob("rank-*.arrows")) for batch in _read(path)]
+    if not batches:
+        raise UnreadableFileError(f"{folder} holds no record of a run; start one with CurriculumSampler(record=...)")
+    return pa.Table.from_batches(batches)
+
+
+def _read(path: Path) -> list[pa.RecordBatch]:
+    batches = []
+    with pa.OSFile(str(path), "rb") as file:
+        try:
+            stream = pa.ipc.open_stream(file)
+            batches.extend(stream)
+        except pa.ArrowInvalid:
+            pass
+    return batches
