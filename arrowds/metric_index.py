@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from fractions import Fraction
+from decimal import Context, Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,10 @@ from arrowds.schema import CUMULATIVE_COUNT, mapped_type, numpy_dtype
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+_EXACT = Context(prec=60)
+"""The 17 digits of a float times the 20 of a count, without rounding."""
 
 
 class MetricIndex:
@@ -166,10 +170,11 @@ class MetricIndex:
         Raises:
             ConfigError: when the bounds are out of range or reversed.
         """
-        low, high = _fraction(lo), _fraction(hi)
+        low, high = _as_written(lo), _as_written(hi)
         if not 0 <= low <= high <= 100:
             raise ConfigError(f"percentiles must be 0 <= lo <= hi <= 100, got lo={lo}, hi={hi}")
-        return self.order[math.floor(self.num_valid * low / 100) : math.floor(self.num_valid * high / 100)]
+        start, stop = (int(_EXACT.multiply(bound, self.num_valid).scaleb(-2, _EXACT)) for bound in (low, high))
+        return self.order[start:stop]
 
     def quantile(self, q: npt.ArrayLike) -> Any:
         """Return the smallest value that at least the share ``q`` of the samples does not exceed.
@@ -189,10 +194,10 @@ class MetricIndex:
         return values if shares.ndim else values[()]
 
     def _quantile_position(self, share: float) -> int:
-        fraction = _fraction(share)
-        if not 0 <= fraction <= 1:
+        exact = _as_written(share)
+        if not 0 <= exact <= 1:
             raise ConfigError(f"a quantile must lie in [0, 1], got {share}")
-        return max(0, math.ceil(fraction * self.num_valid) - 1)
+        return max(0, math.ceil(_EXACT.multiply(exact, self.num_valid)) - 1)
 
     def _at(self, positions: Any) -> Any:
         """Return the values at positions of the order."""
@@ -267,19 +272,15 @@ def _view(column: pa.Array) -> np.ndarray:
 def _number(value: Any) -> Any:
     """Return a bound as a Python number, which compares exactly with any other."""
     number = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(number, (int, float, Fraction)) or number != number:  # noqa: PLR0124  # only NaN differs from itself
+    if not isinstance(number, (int, float)) or number != number:  # noqa: PLR0124  # only NaN differs from itself
         raise ConfigError(f"a bound must be a number and not NaN, got {value!r}")
     return number
 
 
-def _fraction(value: Any) -> Fraction:
-    """Return the number that a float is written as: 0.3 is 3/10, not the nearest binary number below."""
+def _as_written(value: Any) -> Decimal:
+    """Return the number that a float is written as: 0.3 is 3/10, not the binary number nearest to it."""
     number = _number(value)
-    if isinstance(number, float):
-        if not math.isfinite(number):
-            raise ConfigError(f"a percentile or quantile must be finite, got {value!r}")
-        return Fraction(repr(number))
-    return Fraction(number)
+    return Decimal(repr(number) if isinstance(number, float) else number)
 
 
 def _edges(low: float, high: float, bins: int, kind: np.dtype[Any]) -> np.ndarray:

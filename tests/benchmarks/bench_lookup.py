@@ -63,9 +63,7 @@ def main(samples: int) -> None:
             repeats=1000,
             unit=1e6,
         )
-        compare(
-            "histogram of 50 bins [us]", lambda: m.histogram(), lambda: np.histogram(values, 50), repeats=1, unit=1e6
-        )
+        compare("histogram of 50 bins [us]", m.histogram, lambda: np.histogram(values, 50), repeats=1, unit=1e6)
         compare(
             "open [us] (NumPy: np.load)",
             lambda: arrowds.open_index(folder),
