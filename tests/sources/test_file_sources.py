@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -183,6 +185,31 @@ def test_pickle_of_many_files_is_small(tmp_path: Path) -> None:
     for i in range(20):
         write_parquet(table, tmp_path / f"{i:02}.parquet", 1)
     assert len(cloudpickle.dumps(open_source(tmp_path))) < 40_000
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_threads_read_parts_of_one_source_at_once(tmp_path: Path, name: str) -> None:
+    suffix, write = FORMATS[name]
+    table = make_table(2000, nested=name in NESTED)
+    write(table, tmp_path / f"a{suffix}", 100)
+    source = open_source(tmp_path)
+    parts = list(pairwise(source.part_boundaries(150)))
+    with ThreadPoolExecutor(4) as pool:
+        read = pool.map(lambda part: rows(source, *part), parts)
+        assert [row for part in read for row in part] == table.to_pylist()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of what is tested here
+def test_sources_read_on_after_a_fork(tmp_path: Path) -> None:
+    """Loader workers are forked from a process that has already read, and whose threads they don't inherit."""
+    sources = []
+    for number, (name, (suffix, write)) in enumerate(FORMATS.items()):
+        path = tmp_path / f"{number}{suffix}"
+        write(make_table(3000, nested=name in NESTED), path, 1000)
+        sources.append(open_source(path))
+    expected = [rows(source, 500, 2500) for source in sources]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.starmap_async(rows, [(source, 500, 2500) for source in sources]).get(timeout=60) == expected
 
 
 # --- text ---------------------------------------------------------------------------------------------------------

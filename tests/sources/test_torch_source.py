@@ -92,6 +92,12 @@ def test_parts_hold_whole_batches_of_a_sequential_data_loader(n: int, batch_size
         assert_same(a, b)
 
 
+def test_target_is_rounded_up_to_whole_batches() -> None:
+    source = TorchSource(range(20), batch_size=4)
+    assert source.part_boundaries(8) == [0, 8, 16, 20]
+    assert source.part_boundaries(5) == [0, 8, 16, 20]
+
+
 def test_own_collate_function_and_batched_access_are_used() -> None:
     class Batched(Items):
         def __getitems__(self, ids: list[int]) -> list[Any]:
