@@ -74,13 +74,17 @@ def shuffled(samples: int, seed: int, epoch: int, purpose: int = _SAMPLES) -> In
     >>> shuffled(5, seed=0, epoch=0).tolist() != shuffled(5, seed=0, epoch=1).tolist()
     True
     """
-    raw: npt.NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence([seed, epoch, purpose])).random_raw(samples)
+    raw: npt.NDArray[np.uint64] = _bits(seed, epoch, purpose).random_raw(samples)
     low = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
     raw &= ~low
     raw |= np.arange(samples, dtype=np.uint64)
     raw.sort()
     raw &= low
     return raw.view(np.int64)
+
+
+def _bits(seed: int, epoch: int, purpose: int) -> np.random.PCG64:
+    return np.random.PCG64(np.random.SeedSequence([seed, epoch, purpose]))
 
 
 def cut(lengths: IntArray, budget: int, max_rows: int) -> IntArray:
@@ -172,7 +176,7 @@ def _best_fitted(lengths: IntArray, positions: IntArray, rules: BatchRules, epoc
     if rules.order == "dataloader":
         return _by_windows(lengths, positions, rules)
     if rules.padded:
-        phase = int(shuffled(rules.max_tokens, rules.seed, epoch, _PHASE)[0]) if rules.order == "random" else 0
+        phase = _bits(rules.seed, epoch, _PHASE).random_raw() if rules.order == "random" else 0
         return _by_length(lengths, positions, rules, phase)
     if rules.order == "random":
         return _close_gaps(lengths, positions, rules)
@@ -245,12 +249,12 @@ def _close_gaps(lengths: IntArray, positions: IntArray, rules: BatchRules) -> tu
 
 def _kept_back(lengths: IntArray, tokens: int, gap: int) -> npt.NDArray[np.bool_]:
     """Mask of evenly spread short samples which together hold about so many tokens."""
-    per_length = np.bincount(lengths) * np.arange(int(lengths.max()) + 1)
-    upto = np.cumsum(per_length)
+    shift = max(0, int(lengths.max()).bit_length() - 20)  # a histogram of at most 2^20 cells will do
+    upto = np.cumsum(np.bincount(lengths >> shift, weights=lengths))
     # at most every other short sample, so that the batches keep short ones of their own
-    limit = min(max(gap // 2, int(upto.searchsorted(2 * tokens))), len(upto) - 1)
-    share = min(1.0, tokens / max(int(upto[limit]), 1))
-    short = np.flatnonzero(lengths <= limit)
+    cell = min(max(gap // 2 >> shift, int(upto.searchsorted(2 * tokens))), len(upto) - 1)
+    share = min(1.0, tokens / upto[cell])
+    short = np.flatnonzero(lengths >> shift <= cell)
     kept = np.zeros(len(lengths), bool)
     steps = np.floor(np.arange(len(short) + 1) * share)
     kept[short[np.diff(steps) > 0]] = True

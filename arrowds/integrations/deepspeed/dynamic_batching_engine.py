@@ -31,8 +31,8 @@ def get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed(  # noqa: 
 ) -> tuple[DataLoader[Any], LRScheduler, dict[str, Any]]:
     """DeepSpeed's call of the same name: loader, learning-rate scheduler and `deepspeed_io` arguments for an engine.
 
-    The lengths are `dataset_seqlens`; else those at `metrics_path`, which is an index of arrowds with a metric `seqlen`,
-    or a folder of DeepSpeed's analyzer; else `batch_seqlens_fn` measures them, into an index at `metrics_path`.
+    The lengths are `dataset_seqlens`; else those at `metrics_path`, an index of arrowds with a metric `seqlen` or a
+    folder of DeepSpeed's analyzer; else `batch_seqlens_fn` measures them, into an index at `metrics_path`.
 
     Raises:
         ConfigError: when dynamic batching is not enabled, or the lengths are not known, or not as many as the samples.
