@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_batching.py [--samples 1000000] [--large 10000000]
 
-Both sides are single-threaded, so that CPU seconds are what an idle machine takes. DeepSpeed's time grows with the cube of the
-samples, so that it is run on 1000 and 2000 of the same lengths.
+Both sides are single-threaded, so that CPU seconds are what an idle machine takes. DeepSpeed's time grows with the cube
+of the samples, so that it is run on 1000 and 2000 of the same lengths.
 """
 
 import argparse
