@@ -28,8 +28,9 @@ class TableSource(Source):
 
     def __init__(self, table: pa.Table) -> None:
         """Raises SourceError where two columns have one name."""
-        self._table = table.cast(plain_schema(table.schema)) if table.schema.metadata else table
         self._schema = plain_schema(table.schema)
+        same = table.schema.equals(self._schema, check_metadata=True)
+        self._table = table if same else table.cast(self._schema)
 
     def __len__(self) -> int:
         """The number of rows."""

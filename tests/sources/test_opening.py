@@ -90,9 +90,10 @@ def test_source_is_returned_as_it_is() -> None:
         pl.from_arrow(TABLE).lazy(),
         pa.dataset.dataset(TABLE),
         TABLE.replace_schema_metadata({"a": "b"}),
+        TABLE.cast(pa.schema([pa.field("x", pa.int64(), nullable=False), pa.field("text", pa.string())])),
         pa.concat_tables([TABLE, TABLE])[3:],
     ],
-    ids=["table", "chunks", "batch", "polars", "lazy", "dataset", "metadata", "slice"],
+    ids=["table", "chunks", "batch", "polars", "lazy", "dataset", "metadata", "no nulls", "slice"],
 )
 def test_tables_of_every_kind_read_the_same(data: object) -> None:
     source = open_source(data)
