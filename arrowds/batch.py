@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,16 @@ def column(batch: Batch, name: str) -> pa.Array:
     return as_arrow(batch[name])
 
 
-def as_record_batch(batch: Batch) -> pa.RecordBatch:
-    """Return a batch as a record batch; a batch that is no mapping becomes the column ``value``."""
+def as_record_batch(batch: Batch, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    """Return a batch, or some fields of it, as a record batch; one that is no mapping becomes the column ``value``.
+
+    Raises:
+        MissingColumnError: when the batch has no such field; names those it has.
+    """
     if isinstance(batch, pa.RecordBatch):
         return batch
     fields = batch if isinstance(batch, Mapping) else {"value": batch}
-    return pa.record_batch({str(name): as_arrow(field) for name, field in fields.items()})
+    return pa.record_batch({str(name): column(fields, name) for name in (fields if columns is None else columns)})
 
 
 def as_numpy(data: object) -> np.ndarray | None:
@@ -57,6 +61,8 @@ def as_numpy(data: object) -> np.ndarray | None:
         tensor: Any = data
         if tensor.device.type != "cpu" or tensor.requires_grad:
             tensor = tensor.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()  # NumPy has no such type; float32 holds every value
         array: np.ndarray = tensor.numpy()
         return array
     return None
@@ -97,4 +103,6 @@ def _row(item: object) -> np.ndarray:
 def _from_rows(rows: list[np.ndarray]) -> pa.Array:
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([row.size for row in rows], out=offsets[1:])
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([row.reshape(-1) for row in rows])))
+    # An empty list has no type of its own, and must not turn the integers of the others into floats.
+    filled = [row.reshape(-1) for row in rows if row.size] or [rows[0].reshape(-1)]
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(filled)))

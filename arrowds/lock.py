@@ -75,13 +75,23 @@ def _create(path: Path, holder: dict[str, object]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(holder), encoding="utf-8")
-        os.link(draft, path)
-    except FileExistsError:
-        return False
+        return _linked(draft, path)
     except OSError as error:
         raise StorageError(error.errno, f"{path.parent} can't be written: {error.strerror}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            draft.unlink(missing_ok=True)
+
+
+def _linked(draft: Path, path: Path) -> bool:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        if path.exists():  # its holder has just swept the folder, the draft with it
+            return False
+        raise
     return True
 
 

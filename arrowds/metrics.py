@@ -107,6 +107,8 @@ class _TokenMetric(Metric):
     def token_ids(self, lists: pa.Array) -> np.ndarray:
         """Return the ids of all lists, one after the other."""
         flat = lists.flatten()
+        if len(flat) == 0:
+            return np.empty(0, np.int64)  # empty lists alone may come without a type
         if not pa.types.is_integer(flat.type) or flat.null_count:
             raise MetricValueError(
                 f"metric {self.name!r} needs integer token ids without nulls; column {self.column!r} has {lists.type}"
@@ -207,7 +209,7 @@ class Expression(Metric):
         return None if selects_more or not names else tuple(sorted(set(names)))
 
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
-        frame = pl.from_arrow(as_record_batch(batch))
+        frame = pl.from_arrow(as_record_batch(batch, self.columns))
         if not isinstance(frame, pl.DataFrame):
             raise MetricError(f"metric {self.name!r}: the batch is no table")
         return frame.select(self.expression.alias(self.name)).to_series().to_arrow()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from arrowds.analysis.plan import BuildPlan, make_plan
 from arrowds.analysis.progress import ProgressCallback, reporting
 from arrowds.analysis.reduce import reduce_metric
 from arrowds.analysis.results import added, stored_sum
-from arrowds.errors import ConfigError, IndexExistsError, UnsupportedError
+from arrowds.errors import ConfigError, IndexExistsError, IndexLockedError, StorageError, UnsupportedError
 from arrowds.index import Index, open_index
 from arrowds.layout import Layout
 from arrowds.manifest import Dataset, Manifest, MetricEntry, PartRange, TotalEntry
@@ -98,9 +99,10 @@ def _check_engine(engine: str) -> None:
 
 
 def _local_path(path: str | Path) -> Path:
-    if "://" in str(path):
+    # A Path has but one slash left of "s3://"; a single letter before the colon is a drive.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         raise UnsupportedError(f"{path} is not a local folder; this version writes an index to local disks only")
-    return Path(path)
+    return Path(path).expanduser().absolute()  # workers may have another working directory
 
 
 def opened_if_same(root: Path, plan: BuildPlan) -> Index:
@@ -114,7 +116,7 @@ def opened_if_same(root: Path, plan: BuildPlan) -> Index:
     entries: dict[str, MetricEntry | TotalEntry] = {**found.metrics, **found.totals}
     there = {name: entry.definition for name, entry in entries.items()}
     if found.dataset.fingerprint == plan.fingerprint and wanted == there:
-        _remove_unlisted(root, found)
+        _tidy(root, found)
         return open_index(root)
     if found.dataset.fingerprint != plan.fingerprint:
         difference = f"of other data ({found.dataset.description}, {found.dataset.num_samples} samples)"
@@ -175,9 +177,11 @@ def map_all(plan: BuildPlan, *, workers: int | None, progress: bool | ProgressCa
     with reporting(total, progress) as report:
         done = 0
         for metrics in plan.passes:
-            for part in map_parts(plan, metrics, plan.parts, workers=workers):
-                done += len(part)
-                report(done, total)
+            # Closed at once, not when the traceback of an interrupt is dropped: no worker outlives the run.
+            with closing(map_parts(plan, metrics, plan.parts, workers=workers)) as finished:
+                for part in finished:
+                    done += len(part)
+                    report(done, total)
 
 
 def map_parts(
@@ -187,7 +191,7 @@ def map_parts(
     *,
     workers: int | None = None,
     most_workers: int | None = None,
-) -> Iterator[PartRange]:
+) -> Generator[PartRange, None, None]:
     """Compute some parts of some metrics, and yield each part when its files are written.
 
     Several machines that share the folder may each take other parts; what the metrics require must be finished.
@@ -248,18 +252,37 @@ def _files_of(plan: BuildPlan) -> Iterator[Path]:
     yield from (plan.layout.total(metric.name) for metric in plan.totals)
 
 
+def _tidy(root: Path, committed: Manifest) -> None:
+    """Remove what a run that was killed after its commit left, unless another run is at work."""
+    layout = committed.layout(root)
+    if not layout.lock.exists() and not _unlisted(root, committed):
+        return
+    try:
+        with lock.writing(layout.lock):
+            if manifest.load(root) == committed:
+                _remove_unlisted(root, committed)
+    except (IndexLockedError, StorageError) as error:
+        logger.info("left as it is: %s", error)
+
+
 def _remove_unlisted(root: Path, committed: Manifest) -> None:
     """Remove what earlier generations and unfinished runs left; the index does not name it."""
+    for path in _unlisted(root, committed):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _unlisted(root: Path, committed: Manifest) -> list[Path]:
+    """Return the files and folders of this generation and of earlier ones that are no part of the index.
+
+    A later generation is an overwriting run that was interrupted and may go on.
+    """
     current = committed.layout(root)
-    current.plan.unlink(missing_ok=True)
-    for folder in root.glob("generation-*"):
-        if folder != current.data:
-            shutil.rmtree(folder, ignore_errors=True)
-    for folder in (root / "metrics", root / "totals"):
-        listed = {root / name for name in committed.files}
-        for found in sorted(folder.rglob("*"), reverse=True):
-            if found.is_dir():
-                if not any(found.iterdir()):
-                    found.rmdir()
-            elif found not in listed:
-                found.unlink(missing_ok=True)
+    listed = {root / name for name in committed.files}
+    needed = listed | {folder for path in listed for folder in path.parents}
+    older = [path for number in range(2, committed.generation) if (path := Layout(root, number).data).exists()]
+    drafts = [*root.glob(f".{current.manifest.name}.*{storage.TEMPORARY}"), *current.data.glob(current.plan.name)]
+    data = {folder / name for folder in (root, current.data) for name in ("metrics", "totals")}
+    return [*older, *drafts, *(path for folder in data for path in folder.rglob("*") if path not in needed)]

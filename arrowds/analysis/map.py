@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 from arrowds import storage
 from arrowds.analysis.plan import MapTask
 from arrowds.analysis.results import added, checked_sum, checked_values
-from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, SourceError
+from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, MetricValueError, SourceError
 from arrowds.manifest import PartRange
 from arrowds.metrics import Metric
 from arrowds.schema import SAMPLE_ID, VALUE, sample_id_type
@@ -49,11 +49,13 @@ def map_part(task: MapTask, part: PartRange) -> None:
         return
     values: dict[str, list[pa.Array]] = {metric.name: [] for metric in metrics}
     sums: dict[str, np.ndarray] = {}
-    for start, rows, batch in _batches(task, metrics, part):
+    for start, rows, batch in _batches(task, part):
         for metric in metrics:
             result = _computed(task, metric, batch, start, rows)
             if metric.kind == "per_sample":
-                values[metric.name].append(checked_values(metric, result, start=start, rows=rows))
+                found = checked_values(metric, result, start=start, rows=rows)
+                _refuse_other_type(metric, values[metric.name], found, part=part, start=start)
+                values[metric.name].append(found)
             else:
                 sums[metric.name] = added(metric, sums.get(metric.name), checked_sum(metric, result))
     for metric in metrics:
@@ -63,12 +65,17 @@ def map_part(task: MapTask, part: PartRange) -> None:
             _write_sum(task, metric, part, sums.pop(metric.name))
 
 
-def _batches(task: MapTask, metrics: list[Metric], part: PartRange) -> Iterator[tuple[int, int, Any]]:
-    """Yield first row, number of rows and content of each batch of a part."""
+def _batches(task: MapTask, part: PartRange) -> Iterator[tuple[int, int, Any]]:
+    """Yield first row, number of rows and content of each batch of a part.
+
+    All columns of the pass are read, also where only some metrics are left to compute: the batches of a file depend on
+    its columns, and sums of floats on the batches.
+    """
     start = part.start
-    for batch in task.source.read(part.start, part.stop, columns_of(metrics)):
+    for batch in task.source.read(part.start, part.stop, columns_of(task.metrics)):
         rows = batch.num_rows if isinstance(batch, pa.RecordBatch) else min(task.source.batch_size, part.stop - start)
-        yield start, rows, batch
+        if rows:
+            yield start, rows, batch
         start += rows
     if start != part.stop:
         raise SourceError(
@@ -77,7 +84,7 @@ def _batches(task: MapTask, metrics: list[Metric], part: PartRange) -> Iterator[
         )
 
 
-def columns_of(metrics: list[Metric]) -> list[str] | None:
+def columns_of(metrics: Sequence[Metric]) -> list[str] | None:
     """Return the columns that the metrics read together, or None where one reads all."""
     found: dict[str, None] = {}
     for metric in metrics:
@@ -116,6 +123,14 @@ def _fails(task: MapTask, metric: Metric, start: int, stop: int) -> bool:
     except Exception:
         return True
     return False
+
+
+def _refuse_other_type(metric: Metric, before: list[pa.Array], found: pa.Array, *, part: PartRange, start: int) -> None:
+    if before and before[0].type != found.type:
+        raise MetricValueError(
+            f"metric {metric.name!r} gave {before[0].type} for sample {part.start} but {found.type} for sample "
+            f"{start}; declare its dtype"
+        )
 
 
 def _write_values(task: MapTask, metric: Metric, part: PartRange, arrays: list[pa.Array]) -> None:

@@ -154,10 +154,12 @@ def _write_nullable_values(path: Path, tables: Iterator[pa.Array], num_samples: 
     if pa.types.is_floating(stored):
         values = whole.to_numpy(zero_copy_only=False)
         missing = np.isnan(values)
+        storage.write_map(path, whole, name=VALUE)
     else:
         missing = whole.is_null().to_numpy(zero_copy_only=False)
+        # What lies under a null is whatever memory held before; equal inputs shall give equal bytes.
         values = whole.fill_null(0).to_numpy(zero_copy_only=False)
-    storage.write_map(path, whole, name=VALUE)
+        storage.write_map(path, pa.array(values, mask=missing if missing.any() else None), name=VALUE)
     return _Column(values, missing if missing.any() else None, stored)
 
 

@@ -57,7 +57,7 @@ class _Worker:
     def __init__(self, payload: bytes, threads: int) -> None:
         self.connection, theirs = Pipe()
         environment = {"POLARS_MAX_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **os.environ}
-        command = [sys.executable, "-m", "arrowds.analysis.engines.worker", str(theirs.fileno())]
+        command = [sys.executable, "-m", "arrowds.analysis.engines.worker", str(theirs.fileno()), str(os.getpid())]
         if sys.flags.dev_mode:
             command[1:1] = ["-X", "dev"]
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120  # a string for PYTHONPATH
@@ -81,7 +81,7 @@ class _Worker:
     def stop(self) -> None:
         self.connection.close()
         if self.process.poll() is None:
-            self.process.terminate()
+            self.process.kill()
         self.process.wait()
 
 

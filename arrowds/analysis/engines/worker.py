@@ -5,25 +5,43 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import threading
+import time
 import traceback
 from multiprocessing.connection import Connection
 
 from arrowds.errors import ArrowdsError
 
+_SECONDS_BETWEEN_LOOKS = 0.2
+
 
 def main() -> None:
     """Serve the connection whose file descriptor is the first argument until the other side closes it."""
     connection = Connection(int(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
+    status = 1
     try:
         sys.path[:] = connection.recv()
         payload = connection.recv_bytes()
         _serve(connection, payload)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        pass  # the run has ended or was interrupted; nobody waits for an answer
+        status = 0  # the run has ended or was interrupted; nobody waits for an answer
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         # No teardown: threads of the dataset's libraries must not hold up the end of the run.
-        os._exit(0)
+        os._exit(status)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process soon after its parent was killed: a part that it wrote later could overwrite a newer run's."""
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
 
 
 def _serve(connection: Connection, payload: bytes) -> None:
