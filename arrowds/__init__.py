@@ -1,9 +1,36 @@
 """Index training data by metrics and feed it to training in the order that the metrics call for."""
 
-from arrowds import errors, metrics, sources
+from arrowds import errors, metrics, sources, stats
 from arrowds.analysis.build import analyze
+from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
+from arrowds.curriculum.batching import TokenBatchPlan, batch_by_tokens
+from arrowds.curriculum.config import CurriculumMetric
+from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.curriculum.schedule import CurriculumScheduler, register_schedule
+from arrowds.dataset import ArrowDataset
 from arrowds.index import Index, open_index
+from arrowds.loading import CurriculumDataLoader, RepeatingLoader
+from arrowds.stats.events import PartitionedParameterProfiler
 
 __version__ = "0.1.0"
 
-__all__ = ["Index", "analyze", "errors", "metrics", "open_index", "sources"]
+__all__ = [
+    "ArrowDataset",
+    "CurriculumDataLoader",
+    "CurriculumMetric",
+    "CurriculumSampler",
+    "CurriculumScheduler",
+    "Index",
+    "PartitionedParameterProfiler",
+    "RepeatingLoader",
+    "TokenBatchPlan",
+    "TokenBudgetBatchSampler",
+    "analyze",
+    "batch_by_tokens",
+    "errors",
+    "metrics",
+    "open_index",
+    "register_schedule",
+    "sources",
+    "stats",
+]

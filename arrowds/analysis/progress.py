@@ -8,10 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[int, int], None]
@@ -32,28 +28,14 @@ def reporting(total: int, progress: bool | ProgressCallback | None) -> Iterator[
     if callable(progress):
         yield progress
     elif progress or (progress is None and sys.stderr.isatty()):
-        with _bar(total) as callback:
+        from arrowds.analysis.progress_bar import progress_bar
+
+        with progress_bar(total) as callback:
             yield callback
     elif progress is None:
         yield _LogLines()
     else:
         yield lambda done, total: None
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[ProgressCallback]:
-    columns = (TextColumn("{task.description}"), BarColumn(), _RowsPerSecond(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("mapping", total=total)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-class _RowsPerSecond(ProgressColumn):
-    """Rows done, rows in all, and rows per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = f"{task.speed:,.0f} rows/s" if task.speed else "- rows/s"
-        return Text(f"{int(task.completed):,}/{int(task.total or 0):,} {speed}")
 
 
 class _LogLines:
