@@ -49,6 +49,23 @@ def columns(draw, kinds=VALUE_TYPES):
 BOUNDS = st.none() | st.integers(-4, 4) | st.integers(-(2**65), 2**65) | st.floats(allow_nan=False) | st.booleans()
 
 
+@pytest.mark.parametrize(
+    ("values", "above", "expected"),
+    [
+        (pa.array([0.1], pa.float32()), 0.1, [0]),  # float32(0.1) is a little more than 0.1
+        (pa.array([2, 3]), 2.5, [1]),
+        (pa.array([2**53, 2**53 + 1]), float(2**53), [1]),
+        (pa.array([2**64 - 1], pa.uint64()), 2**64 - 2, [0]),
+        (pa.array([-(2**63)]), -(2**63) - 1, [0]),
+        (pa.array([1, 2], pa.uint8()), -math.inf, [0, 1]),
+        (pa.array([0.0, -0.0]), -0.0, []),
+        (pa.array([1, 2]), np.float32(1.5), [1]),
+    ],
+)
+def test_bounds_compare_exactly(make_index, values, above, expected):
+    assert make_index({"m": values})["m"].sample_ids(above=above).tolist() == expected
+
+
 def sorted_pairs(column):
     """(value, id) of every sample that has a value, sorted; Python numbers, which compare exactly."""
     return sorted((v, i) for i, v in enumerate(column.to_pylist()) if v is not None and not math.isnan(v))
