@@ -127,6 +127,8 @@ def test_failed_runs_carry_their_own_reason() -> None:
         (NAME, namespace(block_size="1T") + RESULTS, "bad_arguments", "block_size: size is '1T'"),
         (NAME, namespace(single_submit="false") + RESULTS, "bad_arguments", "single_submit is 'false'"),
         (NAME, namespace().replace("queue_depth=4", "queue_depth=4, 5") + RESULTS, "bad_arguments", "literal"),
+        (NAME, "args = Namespace(4, read=True)\n" + RESULTS, "bad_arguments", "a value without a name"),
+        (NAME, "args = Namespace(**{'read': True})\n" + RESULTS, "bad_arguments", "a value without a name"),
         (NAME, "args = Namespace(a=__import__('os').getpid())\n" + RESULTS, "bad_arguments", "no literal"),
         (NAME, f"args = Namespace(a={'(' * 500}{')' * 500})\n" + RESULTS, "bad_arguments", "no literal"),
         ("read_block_overlap_ftd1_d4_bs1M_p1_x9.txt", RESULTS, "bad_arguments", "unknown tags: x9"),
