@@ -57,7 +57,7 @@ def as_numpy(data: object) -> np.ndarray | None:
     """Return a tensor or array as NumPy, without a copy where it lies in host memory; None for anything else."""
     if isinstance(data, np.ndarray):
         return data
-    if hasattr(data, "detach") and hasattr(data, "numpy"):
+    if hasattr(data, "detach") and hasattr(data, "numpy") and not isinstance(data, type):
         tensor: Any = data
         if tensor.device.type != "cpu" or tensor.requires_grad:
             tensor = tensor.detach().cpu()

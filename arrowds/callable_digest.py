@@ -6,6 +6,7 @@ import functools
 import types
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import xxhash
 
 from arrowds.batch import as_numpy
@@ -46,7 +47,7 @@ def _update(digest: xxhash.xxh3_128, value: object, *, seen: dict[int, object]) 
 
 def _parts(value: object) -> list[object]:
     """Return what an object consists of, as far as it decides what a callable does."""
-    array = as_numpy(value)
+    array = np.asarray(value) if isinstance(value, np.generic) else as_numpy(value)
     if array is not None:
         return [array.dtype.str, str(array.shape), array.tobytes()]
     if isinstance(value, types.FunctionType):
@@ -89,7 +90,7 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, (*value.keys(), *value.values())))
     if isinstance(value, list | tuple | set | frozenset):
         return all(map(_is_plain, value))
-    return isinstance(value, int | float | complex | str | bytes) or as_numpy(value) is not None
+    return isinstance(value, int | float | complex | str | bytes | np.generic) or as_numpy(value) is not None
 
 
 def _is_helper(value: object, module: str) -> bool:

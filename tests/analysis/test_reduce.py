@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,9 +54,13 @@ def indexed(column: pa.Array, folder: str | Path, *, nulls: str = "keep") -> arr
     return arrowds.analyze(pa.table({"m": column}), metric, folder, workers=1, progress=False)
 
 
+def is_there(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
 def valid_rows(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The values that are neither null nor NaN, and their rows."""
-    rows = [row for row, value in enumerate(column.to_pylist()) if value is not None and value == value]
+    rows = [row for row, value in enumerate(column.to_pylist()) if is_there(value)]
     values = np.array([column[row].as_py() for row in rows], dtype=column.type.to_pandas_dtype())
     return values, np.array(rows, dtype=np.int64)
 
@@ -82,7 +87,7 @@ def check_values(column: pa.Array, metric) -> None:
     for row, value in enumerate(column.to_pylist()):
         if value is None and not pa.types.is_floating(column.type):
             assert metric.values.mask[row]
-        elif value is None or value != value:
+        elif not is_there(value):
             assert np.isnan(filled[row])
         else:
             assert filled[row] == value
