@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 
 # Rates are fixed-point numbers; after 10**11 draws the truncation has moved a count by less than 0.1.
 _BITS = 40
@@ -93,14 +94,23 @@ class DrawPlan:
         table[self._entries.key] = np.arange(len(self._entries.key), dtype=np.int32)
         return np.maximum.accumulate(table.reshape(nodes, self._phases), axis=1).reshape(-1)
 
-    def shares(self, phases: Int64, start: Int64, stop: Int64) -> Shares:
-        """Return the shares of batches: row i consists of the draws ``start[i]`` to ``stop[i]`` of phase ``phases[i]``."""
+    def shares(self, phases: Int64, start: Int64, stop: Int64, *, empty: bool = False) -> Shares:
+        """Return the shares of batches: row i consists of the draws ``start[i]`` to ``stop[i]`` of phase ``phases[i]``.
+
+        With ``empty``, clusters that give nothing to a batch are listed too.
+        """
         row, node = np.arange(len(start)), np.zeros(len(start), np.int64)
-        if not len(self._children):
+        if not len(self._children) or not len(start):
             return Shares(row, node, start, stop - start)
+        times = _Times(phases, self._clock.at(phases, start), self._clock.at(phases, stop))
         first, count, found = start, stop - start, []
         while len(row):
-            row, node, first, count = self._descend(row, node, first, count, phases, start, stop)
+            left, more = self._split(node, first, count, times.of(row))
+            keep_left, keep_right = np.flatnonzero((more > 0) | empty), np.flatnonzero((count > more) | empty)
+            row = np.concatenate([row[keep_left], row[keep_right]])
+            node = np.concatenate([self._children[2 * node[keep_left]], self._children[2 * node[keep_right] + 1]])
+            first = np.concatenate([left[keep_left], (first - left)[keep_right]])
+            count = np.concatenate([more[keep_left], (count - more)[keep_right]])
             inner = node >= 0
             found.append((row[~inner], self._leaves[~node[~inner]], first[~inner], count[~inner]))
             row, node, first, count = row[inner], node[inner], first[inner], count[inner]
@@ -108,29 +118,32 @@ class DrawPlan:
         order = np.argsort(row * len(self._leaves) + leaf, kind="stable")
         return Shares(row[order], leaf[order], first[order], count[order])
 
-    def _descend(
-        self, row: Int64, node: Int64, first: Int64, count: Int64, phases: Int64, start: Int64, stop: Int64
-    ) -> tuple[Int64, Int64, Int64, Int64]:
-        """Split the draws of each (row, node) between the two sides of the node; sides that get none are left out."""
-        key = node * self._phases + phases[row]
+    def _split(self, node: Int64, first: Int64, count: Int64, times: _Times) -> tuple[Int64, Int64]:
+        """Return how many of the first ``first`` draws of each node went left, and how many of the next ``count``."""
+        key = node * self._phases + times.phase
         entry = self._table[key] if self._table is not None else np.searchsorted(self._entries.key, key, "right") - 1
         left, more = self._entries.at(entry, first, count)
         steered = np.flatnonzero(self._entries.steered[entry])
         if len(steered):
-            which, phase, seen = entry[steered], phases[row[steered]], first[steered]
-            begin = self._clock.at(phase, start[row[steered]])
-            ahead = self._entries.steered_at(which, begin, seen)
-            before = np.where(begin == self._entries.clock[which], self._entries.left[which], ahead)
-            end = self._clock.at(phase, stop[row[steered]])
+            which, seen, begin = entry[steered], first[steered], times.begin[steered]
+            before = self._entries.steered_at(which, begin, seen)
+            before = np.where(begin == self._entries.clock[which], self._entries.left[which], before)
             left[steered] = before
-            more[steered] = self._entries.steered_at(which, end, seen + count[steered]) - before
-        keep_left, keep_right = np.flatnonzero(more), np.flatnonzero(count - more)
-        return (
-            np.concatenate([row[keep_left], row[keep_right]]),
-            np.concatenate([self._children[2 * node[keep_left]], self._children[2 * node[keep_right] + 1]]),
-            np.concatenate([left[keep_left], (first - left)[keep_right]]),
-            np.concatenate([more[keep_left], (count - more)[keep_right]]),
-        )
+            more[steered] = self._entries.steered_at(which, times.end[steered], seen + count[steered]) - before
+        return left, more
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """When batches are drawn: the phase, and the clock at the beginning and the end."""
+
+    phase: Int64
+    begin: Float64
+    end: Float64
+
+    def of(self, row: Int64) -> _Times:
+        """Return the times of some batches."""
+        return _Times(self.phase[row], self.begin[row], self.end[row])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +152,7 @@ class _Clock:
 
     draws_before: Int64
     total: Int64
-    passes: npt.NDArray[np.float64]
+    passes: Float64
 
     @classmethod
     def of(cls, changes: Changes, draws_before: Int64) -> _Clock:
@@ -151,9 +164,9 @@ class _Clock:
         passes = np.cumsum(np.append(0.0, np.diff(draws_before) / total[:-1]))
         return cls(draws_before, total, passes)
 
-    def at(self, phase: Int64, draws: Int64) -> npt.NDArray[np.float64]:
+    def at(self, phase: Int64, draws: Int64) -> Float64:
         """Return the time after ``draws`` draws, in a phase or at its end."""
-        passes: npt.NDArray[np.float64] = self.passes[phase] + (draws - self.draws_before[phase]) / self.total[phase]
+        passes: Float64 = self.passes[phase] + (draws - self.draws_before[phase]) / self.total[phase]
         return passes
 
 
@@ -169,10 +182,10 @@ class _Entries:
     carry: Int64
     rate: Int64
     steered: npt.NDArray[np.bool_]
-    clock: npt.NDArray[np.float64]
-    lead: npt.NDArray[np.float64]
+    clock: Float64
+    lead: Float64
     """Exact share of the left side in all draws before the phase, less that of the right, ..."""
-    slope: npt.NDArray[np.float64]
+    slope: Float64
     """... and how much it grows per pass."""
 
     @classmethod
@@ -193,7 +206,7 @@ class _Entries:
         part += rate * count
         return left, part >> _BITS
 
-    def steered_at(self, entry: Int64, clock: npt.NDArray[np.float64], seen: Int64) -> Int64:
+    def steered_at(self, entry: Int64, clock: Float64, seen: Int64) -> Int64:
         """Return how many of the ``seen`` draws of a steered node have gone left at a time of the clock."""
         lead = self.lead[entry] + self.slope[entry] * (clock - self.clock[entry])
         return np.floor((lead + (seen + 1)) / 2).astype(np.int64)
@@ -237,7 +250,7 @@ class _Tree:
         )
 
 
-def _middles(below: npt.NDArray[np.float64], start: Int64, stop: Int64) -> Int64:
+def _middles(below: Float64, start: Int64, stop: Int64) -> Int64:
     """Return where to cut each range so that both parts weigh about the same and neither is empty. Pure."""
     half = (below[start] + below[stop]) / 2
     cut = np.clip(np.searchsorted(below, half), start + 1, stop - 1)
@@ -272,11 +285,13 @@ def _entries_by_level(tree: _Tree, changes: Changes, clock: _Clock) -> list[_Ent
     while len(tree.children) and len(phase):
         right = position >= tree.first_right[node]
         order = np.argsort(node * phases + phase, kind="stable")
-        node, phase, position, delta, seen, right = (x[order] for x in (node, phase, position, delta, seen, right))
+        node, phase, position, delta, seen = (x[order] for x in (node, phase, position, delta, seen))
+        right = right[order]
         key = node * phases + phase
         last = np.append(key[1:] != key[:-1], True)
         weights = _within(node, np.stack([delta * ~right, delta * right]))[:, last]
-        level = _level(key[last], node[last], seen[last], weights, clock.passes[phase[last]], tree.steerable)
+        at, steerable = clock.passes[phase[last]], tree.steerable[node[last]]
+        level = _level(node[last], seen[last], weights, at, key=key[last], steerable=steerable)
         levels.append(level)
         left = level.left[np.cumsum(last) - last]
         seen = np.where(right, seen - left, left)
@@ -287,13 +302,9 @@ def _entries_by_level(tree: _Tree, changes: Changes, clock: _Clock) -> list[_Ent
 
 
 def _level(
-    key: Int64,
-    node: Int64,
-    seen: Int64,
-    weights: Int64,
-    clock: npt.NDArray[np.float64],
-    steerable: npt.NDArray[np.bool_],
+    node: Int64, seen: Int64, weights: Int64, clock: Float64, *, key: Int64, steerable: npt.NDArray[np.bool_]
 ) -> _Entries:
+    """Return the entries of one level; rows are (node, phase) pairs in order. Pure."""
     ends = np.append(node[1:] != node[:-1], True)
     rate = (weights[0] / np.maximum(weights.sum(axis=0), 1) * _ONE).astype(np.int64)
     whole, part = _running(node, np.where(ends, 0, np.append(seen[1:] - seen[:-1], 0)), rate)
@@ -307,7 +318,7 @@ def _level(
         left=whole + (carry >> _BITS),
         carry=carry & (_ONE - 1),
         rate=rate,
-        steered=steerable[node] & (weights > 0).all(axis=0),
+        steered=steerable & (weights > 0).all(axis=0),
         clock=clock,
         lead=lead,
         slope=slope,

@@ -50,17 +50,20 @@ class DeepSpeedOrder:
         self._position: list[int] = []
         self._chances: npt.NDArray[np.float64] = np.zeros(0)
 
-    def batch(self, step: int) -> Int64:
-        """Return the ids of the global batch of a step (the first is 1): int64, ``[batch_size]``."""
+    def batches_from(self, step: int) -> Int64:
+        """Return the ids of the global batch of a step (the first is 1): int64, ``[1, batch_size]``."""
+        self._go_to(step)
+        return self._batch[np.newaxis]
+
+    def _go_to(self, step: int) -> None:
         if step < self._step:
             self._restart()
         while self._step < step:
             self._advance()
-        return self._batch
 
     def generator_state(self, step: int) -> dict[str, int]:
         """Return where the generator's stream is after a step, as two integers."""
-        self.batch(step)
+        self._go_to(step)
         state: Any = self._rng.bit_generator.state
         return {name: int(state["state"][name]) for name in ("state", "inc")}
 

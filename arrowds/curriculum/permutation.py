@@ -51,7 +51,7 @@ def permute(positions: npt.ArrayLike, size: npt.ArrayLike, key: npt.ArrayLike) -
         key: a word of :func:`derive_key`: one, or one for each position.
 
     >>> permute(np.arange(10), 10, derive_key(1234, 0)).tolist()
-    [6, 8, 9, 0, 5, 2, 1, 4, 7, 3]
+    [4, 6, 7, 0, 1, 9, 5, 8, 3, 2]
     """
     return _walk(positions, size, key, inverse=False)
 
@@ -69,8 +69,8 @@ def unpermute(images: npt.ArrayLike, size: npt.ArrayLike, key: npt.ArrayLike) ->
 def _walk(words: npt.ArrayLike, size: npt.ArrayLike, key: npt.ArrayLike, *, inverse: bool) -> npt.NDArray[np.int64]:
     x = np.array(words, np.uint64, ndmin=1)
     sizes, keys = np.asarray(size, np.uint64), np.asarray(key, np.uint64)
-    sizes = sizes if sizes.size > 1 else sizes.reshape(())
-    keys = keys if keys.size > 1 else keys.reshape(())
+    sizes = sizes.reshape(()) if sizes.size == 1 else sizes
+    keys = keys.reshape(()) if keys.size == 1 else keys
     # ceil(sqrt(n)) from a float may be off by one for huge n: the next line makes a * b >= n all the same.
     a = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
     b = (sizes + a - np.uint64(1)) // a

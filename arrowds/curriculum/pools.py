@@ -103,7 +103,11 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
         columns = {name: _series(index[name].values[start : start + BLOCK]) for name in names}
         frame = pl.DataFrame(columns).select(expression.alias("value"))
         blocks.append(_numbers(frame["value"], expression))
-    return np.ma.concatenate(blocks) if any(isinstance(block, np.ma.MaskedArray) for block in blocks) else np.concatenate(blocks)
+    return (
+        np.ma.concatenate(blocks)  # type: ignore[no-untyped-call]  # NumPy has no types for it
+        if any(isinstance(block, np.ma.MaskedArray) for block in blocks)
+        else np.concatenate(blocks)
+    )
 
 
 def _series(values: np.ndarray) -> pl.Series:
@@ -201,7 +205,11 @@ def build_pools(
     With one clustering metric and no filter a cluster is a slice of the metric's order, and nothing is read.
 
     Args:
+        index: where the metrics come from.
+        metrics: the curriculum.
+        derived: the metrics that are expressions.
         allowed: the samples that the filter leaves, or None for all.
+        phases: when difficulties change.
 
     Raises:
         EmptyPoolError: when a phase admits no sample.
@@ -229,8 +237,8 @@ def _check_range(metric: CurriculumMetric, values: MetricValues, phases: Phases)
     largest = values.values[int(values.order[-1])].item()
     if not metric.percentile and lowest > largest:
         raise ConfigError(
-            f"the lowest difficulty of {metric.name!r} is {lowest}, but its largest value is {largest}: every sample would "
-            f"be admitted from the first step on; choose a min_difficulty of at most {largest}"
+            f"the lowest difficulty of {metric.name!r} is {lowest}, but its largest value is {largest}: every sample "
+            f"would be admitted from the first step on; choose a min_difficulty of at most {largest}"
         )
 
 
@@ -351,16 +359,14 @@ def _blocks(
         key = np.zeros(len(rows), np.int64)
         for metric, bound in zip(metrics, bounds, strict=True):
             level = bound.levels_of(values[metric.name].values[start:stop][rows - start], rows)
-            if rising:
-                key = np.maximum(key, bound.first_phase[level])
-            else:
-                key = key * (len(bound.value) + 1) + level
+            cell = key * (len(bound.value) + 1) + level
+            key = np.maximum(key, bound.first_phase[level]) if rising else cell
         yield key, rows
 
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """The distinct difficulties of a metric, ascending: level i admits (value, id) <= (``value[i]``, ``last_id[i]``)."""
+    """The distinct difficulties of a metric, ascending: level i admits all up to (``value[i]``, ``last_id[i]``)."""
 
     value: np.ndarray
     last_id: Int64
@@ -399,11 +405,17 @@ def _toggles(pattern: npt.NDArray[np.bool_], sizes: Int64) -> Changes:
     """Return the weight changes of clusters that are drawn from in the phases that ``pattern`` says. Pure."""
     change = np.diff(pattern.astype(np.int8), axis=1, prepend=0)
     phase, leaf = np.nonzero(change.T)
-    return Changes(phase, leaf, sizes[leaf] * change[leaf, phase])
+    delta: Int64 = sizes[leaf] * change[leaf, phase].astype(np.int64)
+    return Changes(phase, leaf, delta)
 
 
 def _check_never_empty(
-    pools: Pools, metrics: Sequence[CurriculumMetric], values: dict[str, MetricValues], phases: Phases, *, filtered: bool
+    pools: Pools,
+    metrics: Sequence[CurriculumMetric],
+    values: dict[str, MetricValues],
+    phases: Phases,
+    *,
+    filtered: bool,
 ) -> None:
     total = np.zeros(len(phases.start), np.int64)
     np.add.at(total, pools.changes.phase, pools.changes.delta)

@@ -40,7 +40,9 @@ class RankLayout:
             raise ConfigError(f"rank must lie in [0, world_size={self.world_size}), got {self.rank}")
 
     @classmethod
-    def of_global_batch(cls, global_batch_size: int, *, micro_batch_size: int, rank: int, world_size: int) -> RankLayout:
+    def of_global_batch(
+        cls, global_batch_size: int, *, micro_batch_size: int, rank: int, world_size: int
+    ) -> RankLayout:
         """Return the layout with as many accumulation steps as the global batch needs.
 
         Raises:
@@ -70,7 +72,7 @@ class RankLayout:
         return self.micro_samples * self.gradient_accumulation_steps
 
     def mine(self, count: int) -> tuple[int, int]:
-        """Return which part of a microbatch of ``count`` samples this rank gets: its share, rounded as DeepSpeed does."""
+        """Return which part of a microbatch of ``count`` samples this rank gets, rounded as DeepSpeed does."""
         if count == self.micro_samples:
             return self.rank * self.micro_batch_size, (self.rank + 1) * self.micro_batch_size
         return round(self.rank * count / self.world_size), round((self.rank + 1) * count / self.world_size)

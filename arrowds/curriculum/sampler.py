@@ -14,7 +14,7 @@ from arrowds.curriculum.config import Curriculum, CurriculumMetric, curriculum_d
 from arrowds.curriculum.deepspeed_order import DeepSpeedOrder
 from arrowds.curriculum.pools import DerivedMetric, MetricSource, Phases, build_pools, evaluate, find_metric
 from arrowds.curriculum.ranks import RankLayout
-from arrowds.curriculum.schedule import CurriculumScheduler, Number
+from arrowds.curriculum.schedule import Number
 from arrowds.curriculum.stateless import StatelessOrder
 from arrowds.curriculum.stream import BatchStream, check_step
 from arrowds.curriculum.trace import trace_table
@@ -32,9 +32,11 @@ class CurriculumSampler(BatchStream):
 
     Args:
         index: an open index.
-        curriculum: DeepSpeed's dictionary of metrics, or a list of :class:`CurriculumMetric`; empty for a plain shuffle.
-        micro_batch_size, rank, world_size, gradient_accumulation_steps: their product without the rank is the global
-            batch size, the samples of one step.
+        curriculum: DeepSpeed's dictionary of metrics or a list of :class:`CurriculumMetric`; empty: a plain shuffle.
+        micro_batch_size: samples of one rank in one microbatch.
+        rank: which rank this is.
+        world_size: how many there are.
+        gradient_accumulation_steps: microbatches per step; times the two sizes, this is the global batch size.
         seed: another seed, another order.
         num_epochs: how often as many samples are drawn as there are.
         order: "stateless": every batch follows from (seed, step); "deepspeed": the batches of DeepSpeed's sampler.
@@ -48,7 +50,13 @@ class CurriculumSampler(BatchStream):
         ConfigError: for arguments or settings that make no sense.
         EmptyPoolError: when a difficulty admits no sample.
 
-    >>> index = getfixture("index_of_lengths")  # 1000 samples with lengths from 1 to 64
+    >>> import tempfile
+    >>> import arrowds
+    >>> import polars as pl
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> lengths = pl.DataFrame({"seqlen": [1 + i % 64 for i in range(1000)]})
+    >>> seqlen = arrowds.metrics.expr("seqlen", pl.col("seqlen"))
+    >>> index = arrowds.analyze(lengths, [seqlen], folder.name + "/index", workers=1, progress=False)
     >>> curriculum = {"seqlen": {"difficulty_type": "value", "clustering_type": "schedule_based", "min_difficulty": 8,
     ...     "max_difficulty": 64, "schedule_type": "fixed_linear",
     ...     "schedule_config": {"total_curriculum_step": 20, "difficulty_step": 8}}}
@@ -56,6 +64,7 @@ class CurriculumSampler(BatchStream):
     >>> ids = next(iter(sampler))
     >>> len(ids), int(index["seqlen"].values[ids].max()) <= 8, sampler.current_difficulties
     (4, True, {'seqlen': 8})
+    >>> folder.cleanup()
     """
 
     def __init__(
@@ -157,15 +166,9 @@ class CurriculumSampler(BatchStream):
         kept[self._exclude_ids] = False
         return kept
 
-    def global_batch_at(self, step: int) -> Int64:
-        """Return the ids of the whole global batch of a step (the first is 1), in the order of microbatches and ranks.
-
-        In the stateless order that is one computation for any step; in DeepSpeed's, all steps before it are drawn.
-
-        Raises:
-            ConfigError: when ``step`` is below 1.
-        """
-        return self._order.batch(check_step(step))
+    def batches_from(self, step: int) -> Int64:
+        """Return the global batches of a step and perhaps some after it: ``[steps, global_batch_size]``."""
+        return self._order.batches_from(step)
 
     def difficulties_at(self, step: int) -> dict[str, Number]:
         """Return the difficulty of each metric at a step (the first is 1)."""
@@ -207,8 +210,8 @@ class CurriculumSampler(BatchStream):
             drawn = self._order.generator_state(self.step)
             if state.get("generator") != drawn:
                 raise StateMismatchError(
-                    f"drawing {self.step} steps again leads to another state of the generator: another NumPy than the one "
-                    f"that saved it, other excluded ids, or another custom schedule; here NumPy is {np.__version__}"
+                    f"drawing {self.step} steps again leads to another state of the generator: another NumPy than the "
+                    f"one that saved it, other excluded ids, or another custom schedule; NumPy is {np.__version__}"
                 )
 
     def trace(self, steps: int | Iterable[int]) -> pa.Table:

@@ -68,7 +68,8 @@ class _Root:
         progress = (float(step) / self.total) ** (1.0 / self.degree)
         raw = math.floor(progress * (self.high - self.low) + self.low)
         lowest = -(-self.low // self.multiple) * self.multiple
-        return min(max(raw - raw % self.multiple, lowest), self.high)
+        level: Number = min(max(raw - raw % self.multiple, lowest), self.high)
+        return level
 
     def knots(self) -> list[int]:
         if self.high <= self.low:
@@ -214,6 +215,8 @@ def changes(schedule: Schedule, *, highest: Number, limit: int) -> tuple[list[in
     As in DeepSpeed, a difficulty that has reached ``highest`` rises no more; it may fall.
 
     Args:
+        schedule: what to ask.
+        highest: the maximum.
         limit: the last step to ask a schedule of which nothing is known.
 
     >>> changes(_Discrete((8, 16, 4), (2, 9)), highest=16, limit=100)
@@ -324,7 +327,11 @@ class CurriculumScheduler:
         return self.get_current_difficulty()
 
     def changes(self, limit: int) -> tuple[list[int], list[Number]]:
-        """Return the steps from 1 to ``limit`` at which the difficulty changes, and the difficulty from each on. Pure."""
+        """Return the steps at which the difficulty changes, and the difficulty from each on. Pure.
+
+        Args:
+            limit: the last step to ask a custom schedule.
+        """
         return changes(self._schedule, highest=self.state["max_difficulty"], limit=limit)
 
     def set_custom_get_difficulty(self, schedule_function: Callable[[int], Number]) -> None:

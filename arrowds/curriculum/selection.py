@@ -23,7 +23,7 @@ class Exclusion:
 
     def __init__(self, pools: Pools, excluded: Iterable[int], num_samples: int) -> None:
         ids = np.unique(np.array(list(excluded), np.int64))
-        if len(ids) and not (0 <= ids[0] and ids[-1] < num_samples):
+        if len(ids) and (ids[0] < 0 or ids[-1] >= num_samples):
             raise ConfigError(f"exclude_ids must lie in [0, {num_samples}), got {ids[0]} to {ids[-1]}")
         self.ids = ids
         position = positions_of(pools, ids)
@@ -38,7 +38,10 @@ class Exclusion:
         """Return the members that come up ``number``-th in passes, the excluded ones not counted.
 
         Args:
-            cluster, turn, number, keys: for each draw its cluster, pass, number within the pass and the pass's key.
+            cluster: for each draw, its cluster, ...
+            turn: ... its pass, ...
+            number: ... its number within the pass, ...
+            keys: ... and the key of the pass.
             sizes: the sizes of all clusters, with the excluded members.
         """
         number = number.copy()
@@ -68,7 +71,7 @@ def _without(changes: Changes, gone: npt.NDArray[np.bool_]) -> Changes:
 
 def positions_of(pools: Pools, ids: Int64) -> Int64:
     """Return the positions of ids in the pools; ids that no cluster holds are left out."""
-    if pools.ids is None:
+    if pools.ids is None or not len(ids):
         return ids
     found = [np.zeros(0, np.int64)]
     # One scan of the ids by blocks: they are sorted by value, which does not help to find an id.

@@ -41,7 +41,7 @@ class StatelessOrder:
         draws_before: Int64 | None = None,
     ) -> None:
         self._pools = pools
-        self._phases = phases
+        self.phases = phases
         self._seed = seed
         self._batch_size = batch_size
         exclusion = Exclusion(pools, exclude_ids, num_samples)
@@ -51,19 +51,18 @@ class StatelessOrder:
         self._plan = DrawPlan(len(pools.sizes), exclusion.changes, before, batch=batch_size)
         self._block = (0, np.zeros((0, batch_size), np.int64))
 
-    def batch(self, step: int) -> Int64:
-        """Return the ids of the global batch of a step (the first is 1): int64, ``[batch_size]``.
+    def batches_from(self, step: int) -> Int64:
+        """Return the global batches of a step and of some after it: int64, ``[steps, batch_size]``.
 
-        Blocks of steps are computed at once where the steps asked for follow one another.
+        Where the steps that are asked for follow one another, ever larger blocks are computed at once.
         """
         first, block = self._block
         if not first <= step < first + len(block):
-            follows = step == first + len(block)
             most = max(1, _BLOCK_DRAWS // self._batch_size)
-            count = min(max(1, 4 * len(block)), most) if follows else 1
-            first, block = step, self.batches(step, count)
+            count = min(4 * len(block), most) if step == first + len(block) else 1
+            first, block = step, self.batches(step, max(1, count))
             self._block = first, block
-        return block[step - first]
+        return block[step - first :]
 
     def batches(self, first: int, count: int) -> Int64:
         """Return the global batches of consecutive steps: int64, ``[count, batch_size]``."""
@@ -73,8 +72,10 @@ class StatelessOrder:
         return shuffled(ids, steps, self._seed)
 
     def draw(self, steps: Int64, start: Int64, stop: Int64) -> Int64:
-        """Return the ids of the draws ``start[i]`` to ``stop[i]``, made at step ``steps[i]``, one step after another."""
-        cluster, draw = self._plan.shares(self._phases.of_step(steps), start, stop).expand()
+        """Return the ids of the draws ``start[i]`` to ``stop[i]`` of step ``steps[i]``, one step after another."""
+        if not len(steps):
+            return steps
+        cluster, draw = self._plan.shares(self.phases.of_step(steps), start, stop).expand()
         turn, number = np.divmod(draw, self._pass_sizes[cluster])
         keys = derive_key(self._seed, _CLUSTER, cluster, turn)
         if self._exclusion is None:

@@ -35,8 +35,7 @@ class BatchStream(ABC):
         self.layout = layout
         self._excluded = frozenset(int(step) for step in exclude_steps)
         self._recorder = None if record is None else Recorder(record, rank=layout.rank)
-        # Samples of step _step + 1 are next; of step _step, the first _taken have been yielded.
-        self._step, self._taken = 0, layout.global_batch_size
+        self._position = 0  # How many samples were yielded to all ranks, those of excluded steps counted.
 
     @property
     @abstractmethod
@@ -49,8 +48,8 @@ class BatchStream(ABC):
         """After how many samples the stream ends, the excluded steps counted."""
 
     @abstractmethod
-    def global_batch_at(self, step: int) -> Int64:
-        """Return the ids of the whole global batch of a step (the first is 1)."""
+    def batches_from(self, step: int) -> Int64:
+        """Return the global batches of a step and perhaps some after it: ``[steps, global_batch_size]``."""
 
     @abstractmethod
     def difficulties_at(self, step: int) -> dict[str, Any]:
@@ -72,7 +71,9 @@ class BatchStream(ABC):
     def __len__(self) -> int:
         """Return how many microbatches this rank gets in all."""
         whole, rest = divmod(self.end, self.layout.global_batch_size)
-        excluded = sum(self._microbatches(self.samples_at(step)) for step in self._excluded if 1 <= step <= self.num_steps)
+        excluded = sum(
+            self._microbatches(self.samples_at(step)) for step in self._excluded if 1 <= step <= self.num_steps
+        )
         return whole * self.layout.gradient_accumulation_steps + self._microbatches(rest) - excluded
 
     def _microbatches(self, samples: int) -> int:
@@ -80,33 +81,55 @@ class BatchStream(ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the ids of this rank's microbatches from the position on."""
+        micro = self.layout.micro_samples
+        start, stop = self.layout.mine(micro)
+        first, ready = 0, list[list[int]]()
         while (following := self._next()) is not None:
-            step, taken, count = following
-            start, stop = self.layout.mine(count)
-            ids = self.global_batch_at(step)[taken + start : taken + stop].tolist()
-            self._step, self._taken = step, taken + count
+            position, count = following
+            number = position // micro
+            if count < micro or position % micro:
+                ids = self._odd(position, count)
+            else:
+                if not first <= number < first + len(ready):
+                    step = position // self.layout.global_batch_size + 1
+                    first = (step - 1) * self.layout.gradient_accumulation_steps
+                    ready = self.batches_from(step).reshape(-1, micro)[:, start:stop].tolist()
+                ids = ready[number - first]
+            self._position = position + count
             if self._recorder is not None:
-                self._recorder.add(step, taken // self.layout.micro_samples, ids)
+                self._recorder.add(self.step, position % self.layout.global_batch_size // micro, ids)
             yield ids
-        if self._recorder is not None:
-            self._recorder.close()
+        self.close()
 
-    def _next(self) -> tuple[int, int, int] | None:
-        """Return the step, the samples of it already taken, and the size of the next microbatch over all ranks."""
-        step, taken = self._step, self._taken
-        left = min(self.layout.global_batch_size, self.end - (step - 1) * self.layout.global_batch_size) - taken
-        while left <= 0:
-            step, taken = step + 1, 0
-            left = self.samples_at(step)
-            if left == 0:
-                return None
-            if step in self._excluded:
-                left = 0
-        return step, taken, min(left, self.layout.micro_samples)
+    def _next(self) -> tuple[int, int] | None:
+        """Return where the next microbatch begins, and its size over all ranks."""
+        position, size = self._position, self.layout.global_batch_size
+        while self._excluded and position % size == 0 and position // size + 1 in self._excluded:
+            position += size
+        count = min(self.layout.micro_samples, size - position % size, self.end - position)
+        return (position, count) if count > 0 else None
+
+    def _odd(self, position: int, count: int) -> list[int]:
+        """Return this rank's part of a microbatch that is short, or begins where another layout left off."""
+        step, offset = divmod(position, self.layout.global_batch_size)
+        start, stop = self.layout.mine(count)
+        ids: list[int] = self.global_batch_at(step + 1)[offset + start : offset + stop].tolist()
+        return ids
+
+    def global_batch_at(self, step: int) -> Int64:
+        """Return the ids of the whole global batch of a step (the first is 1), in the order of microbatches and ranks.
+
+        In the stateless order that is one computation for any step; in DeepSpeed's, all steps before it are drawn.
+
+        Raises:
+            ConfigError: when ``step`` is below 1.
+        """
+        batch: Int64 = self.batches_from(check_step(step))[0]
+        return batch
 
     def reset(self) -> None:
         """Go back to the beginning."""
-        self._step, self._taken = 0, self.layout.global_batch_size
+        self._position = 0
 
     def close(self) -> None:
         """Finish the recording, if there is one."""
@@ -116,7 +139,7 @@ class BatchStream(ABC):
     @property
     def step(self) -> int:
         """The step of the microbatch last yielded; 0 before the first."""
-        return self._step
+        return -(-self._position // self.layout.global_batch_size)
 
     @property
     def step_of_epoch(self) -> int:
@@ -124,29 +147,28 @@ class BatchStream(ABC):
 
         An epoch begins with the first step all of whose samples belong to it.
         """
-        if self._step == 0:
+        if self._position == 0:
             return 0
         size = self.layout.global_batch_size
-        epoch = (self._step - 1) * size // self.samples_per_epoch
-        return self._step - -(-epoch * self.samples_per_epoch // size)
+        epoch = (self.step - 1) * size // self.samples_per_epoch
+        return self.step - -(-epoch * self.samples_per_epoch // size)
 
     @property
     def consumed_samples(self) -> int:
         """How many samples have been yielded to all ranks, those of excluded steps counted."""
-        return (self._step - 1) * self.layout.global_batch_size + self._taken
+        return self._position
 
     @property
     def current_difficulties(self) -> dict[str, Any]:
         """The difficulties of the step last yielded; empty before the first."""
-        return self.difficulties_at(self._step) if self._step else {}
+        return self.difficulties_at(self.step) if self._position else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and what it belongs to: a few hundred bytes of JSON-serialisable values."""
         return {
             "version": STATE_VERSION,
             **self.identity(),
-            "curriculum_step": self._step,
-            "consumed_in_step": self._taken,
+            "curriculum_step": self.step,
             "consumed_samples": self.consumed_samples,
             "current_difficulties": self.current_difficulties,
         }
@@ -172,12 +194,14 @@ class BatchStream(ABC):
         ]
         if differing:
             raise StateMismatchError(
-                "the saved state differs in " + ", ".join(differing) + "; open the index and curriculum it was saved with"
+                "the saved state differs in "
+                + ", ".join(differing)
+                + "; open the index and curriculum it was saved with"
             )
-        step, taken = int(state["curriculum_step"]), int(state["consumed_in_step"])
-        if step < 0 or not 0 <= taken <= self.layout.global_batch_size:
-            raise StateMismatchError(f"the saved state has an impossible position: step {step}, {taken} samples of it")
-        self._step, self._taken = step, taken
+        position = state.get("consumed_samples")
+        if not isinstance(position, int) or position < 0:
+            raise StateMismatchError(f"the saved state has an impossible position: {position!r} samples")
+        self._position = position
 
 
 def check_step(step: int) -> int:

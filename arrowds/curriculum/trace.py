@@ -17,9 +17,7 @@ from arrowds.errors import StorageError, UnreadableFileError
 if TYPE_CHECKING:
     from arrowds.curriculum.pools import MetricValues
 
-RECORD_SCHEMA = pa.schema(
-    {"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()}
-)
+RECORD_SCHEMA = pa.schema({"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()})
 _ROWS_PER_WRITE = 4096
 
 
@@ -34,6 +32,7 @@ def trace_table(
     Args:
         batches: the ids that are drawn, by step.
         difficulties: by step and metric; they become the columns ``difficulty_NAME``.
+        layout: how the batches are divided.
         values: the metrics whose values become columns of their names.
     """
     steps = np.repeat(list(batches), [len(ids) for ids in batches.values()])
