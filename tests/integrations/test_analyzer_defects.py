@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -140,29 +141,32 @@ def test_9_values_and_sums_above_the_precision_of_float32(tmp_path: Path, theirs
     assert index.totals["sum"].item() == sum(values)
 
 
-SEEN: list[int] = []
-
-
-def counted(batch):
-    SEEN.append(len(batch))
+def counted(path, batch):
+    with path.open("a") as file:
+        file.write(f"{len(batch)}\n")
     return batch
 
 
+def samples_counted(path):
+    return sum(map(int, path.read_text().split()))
+
+
 def test_10_runs_resume_report_and_can_be_checked(tmp_path: Path) -> None:
-    progress = []
+    progress, counts = [], tmp_path / "counts"
+    function, path = partial(counted, counts), tmp_path / "index"
     how = {"batch_size": 64, "num_threads": 2, "progress": lambda done, total: progress.append((done, total))}
-    analyzer(range(4096), tmp_path, counted, specific_threads=[0], **how).run_map()
+    analyzer(range(4096), path, function, specific_threads=[0], **how).run_map()
     assert progress == [(1024, 2048), (2048, 2048)]
-    assert sum(SEEN) == 2048
-    resumed = analyzer(range(4096), tmp_path, counted, **how)
+    assert samples_counted(counts) == 2048
+    resumed = analyzer(range(4096), path, function, **how)
     resumed.run_map()
-    assert sum(SEEN) == 4096, "what was finished is not measured again"
+    assert samples_counted(counts) == 4096, "what was finished is not measured again"
     index = resumed.run_reduce()
     assert len(index.manifest.dataset.fingerprint) == 32
-    assert not [*tmp_path.rglob("*.tmp")]
+    assert not [*path.rglob("*.tmp")]
     index.verify()
-    content = bytearray((tmp_path / "metrics/m/values.arrow").read_bytes())
+    content = bytearray((path / "metrics/m/values.arrow").read_bytes())
     content[len(content) // 2] ^= 1
-    (tmp_path / "metrics/m/values.arrow").write_bytes(content)
+    (path / "metrics/m/values.arrow").write_bytes(content)
     with pytest.raises(IndexCorruptError, match=r"values\.arrow"):
         index.verify()
