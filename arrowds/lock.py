@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from arrowds import storage
@@ -102,8 +102,9 @@ def _remove_stale(path: Path, stale: dict[str, object] | None) -> None:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if _read(aside) != stale and not path.exists():
-        os.link(aside, path)
+    if _read(aside) != stale:
+        with suppress(FileExistsError):
+            os.link(aside, path)
     aside.unlink(missing_ok=True)
 
 
@@ -120,9 +121,18 @@ def _is_stale(path: Path, holder: dict[str, object] | None) -> bool:
         pid = holder.get("pid")
         return not isinstance(pid, int) or _process_start(pid) != holder.get("process_start")
     try:
-        return time.time() - path.stat().st_mtime > STALE_SECONDS
+        return _clock_of(path) - path.stat().st_mtime > STALE_SECONDS
     except FileNotFoundError:
         return False
+
+
+def _clock_of(path: Path) -> float:
+    """Return the time by the clock that stamps the lock, a file server's perhaps, which may differ from ours."""
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}{storage.TEMPORARY}")
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now
 
 
 def _process_start(pid: int) -> str | None:
