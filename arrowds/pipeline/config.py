@@ -1,0 +1,201 @@
+"""What a run is made of: frozen models of every section, read from JSON, YAML or a dictionary and checked once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from arrowds.curriculum.config import parse_curriculum
+from arrowds.errors import ConfigError, MissingExtraError
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and without any key that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """The dataset: files, and which column holds the token ids (or the text that they are made of)."""
+
+    source: str | list[str]
+    token_column: str = "input_ids"
+    text_column: str = "text"
+    tokenizer: str | None = None
+    """A ``tokenizer.json`` or "bytes": makes ``token_column`` from ``text_column``. None: the column is there."""
+
+
+class TokenMetric(Section):
+    """A built-in metric of a column of token ids."""
+
+    kind: Literal["seqlen", "vocab_rarity", "token_counts"]
+    column: str | None = None
+    name: str | None = None
+
+
+class ExpressionMetric(Section):
+    """A metric in Polars' SQL expressions, such as ``length(text)``."""
+
+    kind: Literal["expr"]
+    name: str
+    sql: str
+
+
+class IndexConfig(Section):
+    """Where the index is, and what to measure where it is not there yet."""
+
+    path: Path
+    metrics: list[Annotated[TokenMetric | ExpressionMetric, Field(discriminator="kind")]] = []
+    workers: Positive | None = None
+
+
+class BatchConfig(Section):
+    """How samples become batches of tensors."""
+
+    micro_batch_size: Positive
+    gradient_accumulation_steps: Positive = 1
+    seed: int = 1234
+    num_epochs: Positive = 1
+    order: Literal["stateless", "deepspeed"] = "stateless"
+    max_length: Positive | None = None
+    """Longer samples are cut to so many tokens."""
+    pad_id: int = 0
+    num_workers: Annotated[int, Field(ge=0)] = 0
+
+
+class ModelConfig(Section):
+    """The model: "bytes", the small built-in one, or an importable "module:function" that returns a torch module."""
+
+    factory: str = "bytes"
+    arguments: dict[str, Any] = {}
+    seed: int = 0
+    """torch's seed while the model is made."""
+
+
+class TrainingConfig(Section):
+    """How to train: with plain PyTorch, or with DeepSpeed under its own JSON configuration."""
+
+    engine: Literal["torch", "deepspeed"] = "torch"
+    steps: Positive | None = None
+    """Steps of the optimizer; None: as many as the data gives."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    device: str | None = None
+    """Of plain PyTorch: "cpu", "cuda", ...; None: an accelerator where there is one."""
+    checkpoint_every: Positive | None = None
+    """Steps between checkpoints; one is written at the end in any case."""
+    deepspeed: dict[str, Any] | Path = {}
+    """DeepSpeed's configuration, or the JSON file of it; batch sizes come from ``batches``."""
+
+
+class PipelineConfig(Section):
+    """A whole run. ``data`` may be left out where the dataset is given in Python.
+
+    >>> load_config({"index": {"path": "i"}, "batches": {"micro_batch_sise": 8}, "output": "run"})
+    Traceback (most recent call last):
+    arrowds.errors.ConfigError: unknown key 'micro_batch_sise' in 'batches'; did you mean 'micro_batch_size'?
+    """
+
+    data: DataConfig | None = None
+    index: IndexConfig
+    curriculum: dict[str, dict[str, Any]] = {}
+    batches: BatchConfig
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    output: Path
+    """The folder for tables, chart and checkpoints."""
+
+
+def load_config(config: PipelineConfig | Mapping[str, Any] | str | PathLike[str]) -> PipelineConfig:
+    """Return a checked configuration from a dictionary, or from a ``.json``, ``.yaml`` or ``.yml`` file.
+
+    Relative paths in it are relative to the working directory, as on a command line.
+
+    Raises:
+        ConfigError: for unknown keys (naming the nearest known one), and values that are missing or make no sense.
+        MissingExtraError: for YAML without PyYAML.
+    """
+    if isinstance(config, PipelineConfig):
+        return config
+    values = config if isinstance(config, Mapping) else read_settings(config)
+    try:
+        checked = PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explained(found) for found in error.errors(include_url=False))) from error
+    parse_curriculum(checked.curriculum)
+    return checked
+
+
+def read_settings(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return the dictionary of a JSON or YAML file.
+
+    Raises:
+        ConfigError: for a file that can't be read, is neither, or holds no dictionary.
+        MissingExtraError: for YAML without PyYAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else _yaml(path, text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the configuration {path} can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the configuration {path} holds a {type(values).__name__}; expected a dictionary of sections"
+        )
+    return values
+
+
+def _yaml(path: Path, text: str) -> Any:
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"the configuration {path} must end in .json, .yaml or .yml, which tells its format")
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("pyyaml", "all") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration {path} is no YAML: {error}") from error
+
+
+def _explained(error: Any) -> str:
+    """Say what is wrong at which place; for an unknown key, which known one is nearest."""
+    place, kind = error["loc"], error["type"]
+    if kind != "extra_forbidden":
+        return f"{'.'.join(map(str, place))}: {error['msg']}, got {error['input']!r}"
+    *parents, key = (part for part in place if not isinstance(part, int))
+    where = repr(".".join(map(str, parents))) if parents else "the configuration"
+    known = sorted(_section(parents).model_fields)
+    close = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"unknown key {key!r} in {where}; {hint}"
+
+
+def _section(names: list[Any]) -> type[Section]:
+    """Return the model that keys lead to; a discriminator such as "expr" leads to the metric of that kind."""
+    section: type[Section] = PipelineConfig
+    for name in names:
+        candidates = _models(section.model_fields[name].annotation) if name in section.model_fields else []
+        if len(candidates) == 1:
+            section = candidates[0]
+        elif not candidates:
+            section = ExpressionMetric if name == "expr" else TokenMetric
+    return section
+
+
+def _models(annotation: Any) -> list[type[Section]]:
+    """Return the section models that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]

@@ -1,0 +1,118 @@
+"""The first half of a run: from a configuration to the dataset, its index, and the loader that feeds training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+from arrowds import metrics
+from arrowds.analysis.build import analyze
+from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.dataset import ArrowDataset
+from arrowds.errors import ConfigError
+from arrowds.index import Index, open_index
+from arrowds.loading import CurriculumDataLoader
+from arrowds.metrics import Metric
+from arrowds.pipeline.collate import PaddingCollate
+from arrowds.pipeline.config import DataConfig, ExpressionMetric, IndexConfig, PipelineConfig, TokenMetric, load_config
+from arrowds.sources import Source, TokenizedSource, open_source
+
+
+def create_data_loader(
+    dataset: Any,
+    config: PipelineConfig | Mapping[str, Any] | str | PathLike[str],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    collate_fn: Callable[[Any], Any] | None = None,
+) -> CurriculumDataLoader:
+    """Return the loader of a configuration; the dataset is indexed first where it is not yet.
+
+    An index that was interrupted is finished. Every rank calls this; where several processes could start at once,
+    call :func:`prepare_index` on one of them first.
+
+    Args:
+        dataset: a map-style dataset whose samples have token ids; None for that of ``config.data``.
+        config: sections ``index``, ``curriculum`` and ``batches``, and ``data`` unless a dataset is given.
+        rank: of this process among all that train.
+        world_size: how many train.
+        collate_fn: makes a batch of samples; by default :class:`PaddingCollate` as ``batches`` says.
+
+    Raises:
+        ConfigError: for a configuration that makes no sense.
+        IndexExistsError: when the index is of other data, or of metrics defined otherwise.
+
+    >>> import pyarrow as pa, tempfile
+    >>> table = pa.table({"input_ids": [[1, 2, 3], [4], [5, 6]]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     config = {"index": {"path": f"{folder}/index", "metrics": [{"kind": "seqlen"}]}, "output": folder,
+    ...               "batches": {"micro_batch_size": 3}}
+    ...     batch = next(iter(create_data_loader(ArrowDataset(table), config)))
+    >>> sorted(batch), sorted(batch["input_ids"].tolist())
+    (['attention_mask', 'input_ids', 'labels'], [[1, 2, 3], [4, 0, 0], [5, 6, 0]])
+    """
+    checked = load_config(config)
+    index = prepare_index(dataset, checked)
+    batches = checked.batches
+    column = (checked.data or DataConfig(source="")).token_column
+    sampler = CurriculumSampler(
+        index,
+        checked.curriculum,
+        micro_batch_size=batches.micro_batch_size,
+        gradient_accumulation_steps=batches.gradient_accumulation_steps,
+        rank=rank,
+        world_size=world_size,
+        seed=batches.seed,
+        num_epochs=batches.num_epochs,
+        order=batches.order,
+    )
+    samples = ArrowDataset(_source(checked), columns=[column]) if dataset is None else dataset
+    collate = collate_fn or PaddingCollate(token_column=column, max_length=batches.max_length, pad_id=batches.pad_id)
+    return CurriculumDataLoader(samples, sampler, num_workers=batches.num_workers, collate_fn=collate)
+
+
+def prepare_index(dataset: Any, config: PipelineConfig) -> Index:
+    """Return the index of a configuration, made or finished first where ``index.metrics`` says what to measure."""
+    wanted = list(_metrics(config.index, config.data))
+    if not wanted:
+        return open_index(config.index.path)
+    source = dataset.source if isinstance(dataset, ArrowDataset) else dataset
+    return analyze(
+        _source(config) if source is None else source, wanted, config.index.path, workers=config.index.workers
+    )
+
+
+def _source(config: PipelineConfig) -> Source:
+    data = config.data
+    if data is None:
+        raise ConfigError("there is no dataset: pass one, or say in the section 'data' where it is")
+    source = open_source(data.source)
+    if data.tokenizer is None:
+        return source
+    return TokenizedSource(source, column=data.text_column, tokenizer=data.tokenizer, output=data.token_column)
+
+
+def _metrics(config: IndexConfig, data: DataConfig | None) -> Iterator[Metric]:
+    default = "input_ids" if data is None else data.token_column
+    for wanted in config.metrics:
+        yield _expression(wanted) if isinstance(wanted, ExpressionMetric) else _of_tokens(wanted, default)
+
+
+def _of_tokens(wanted: TokenMetric, default_column: str) -> Metric:
+    column, name = wanted.column or default_column, wanted.name or wanted.kind
+    if wanted.kind == "seqlen":
+        return metrics.seqlen(column, name=name)
+    if wanted.kind == "vocab_rarity":
+        return metrics.vocab_rarity(column, name=name)
+    return metrics.token_counts(column, name=name)
+
+
+def _expression(wanted: ExpressionMetric) -> Metric:
+    import polars as pl
+
+    try:
+        expression = pl.sql_expr(wanted.sql)
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(f"index.metrics: {wanted.sql!r} of {wanted.name!r} is no SQL expression: {error}") from error
+    return metrics.expr(wanted.name, expression)
