@@ -271,7 +271,8 @@ def _announce(plan: Sweep) -> None:
     console.print(
         f"{len(plan.jobs)} jobs of at most {plan.timeout_s:g} s each ({plan.longest_s / 60:.0f} min if each takes that "
         f"long); about {plan.disk_bytes / _GIB:.2f} GiB of disk in each of {len(plan.folders)} folders, removed at the "
-        f"end; {plan.written_bytes / _GIB:.2f} GiB written in all. Logs: {plan.log_folder}",
+        f"end; {plan.written_bytes / _GIB:.2f} GiB written in all. "
+        f"Before the first job DeepSpeed builds its operator, once, in minutes. Logs: {plan.log_folder}",
         soft_wrap=True,
         markup=False,
     )

@@ -213,23 +213,27 @@ def check_sweep(sweep: Sweep) -> None:
 def run_sweep(sweep: Sweep, *, tuner: Sequence[str] | None = None) -> Iterator[Finished]:
     """Run the jobs one after another and yield each as it ends, also those that fail.
 
-    A job that takes longer than its limit is stopped with all its processes; its log then says so. The files that the
-    benchmark wrote into the folders are removed at the end, and also when the caller stops early.
+    DeepSpeed's operator is built first, which takes minutes the first time and is outside every limit: a build that is
+    stopped half-way leaves a lock behind, for which all later jobs would wait. A job that takes longer than its limit
+    is stopped with all its processes; its log then says so. The files that the benchmark wrote into the folders are
+    removed at the end, and also when the caller stops early.
 
     Args:
         sweep: the plan.
         tuner: the command line of ``ds_nvme_tune``; by default the one beside this interpreter, or on the path.
 
     Raises:
-        ConfigError: as ``check_sweep`` does.
+        ConfigError: as ``check_sweep`` does, and when the operator can't be built.
         MissingExtraError: when the tuner is not installed.
     """
     check_sweep(sweep)
-    command = list(tuner) if tuner else [_find_tuner()]
+    if tuner is None:
+        tuner = [_find_tuner()]
+        _build_operator(Path(tuner[0]), gds=sweep.gds)
     present = set(_benchmark_files(sweep))
     try:
         for job in sweep.jobs:
-            yield _run_job(job, sweep, command)
+            yield _run_job(job, sweep, tuner)
     finally:
         for path in set(_benchmark_files(sweep)) - present:
             path.unlink(missing_ok=True)
@@ -241,6 +245,23 @@ def _find_tuner() -> str:
     if found is None:
         raise MissingExtraError("deepspeed", "deepspeed")
     return found
+
+
+def _build_operator(tuner: Path, *, gds: bool) -> None:
+    """Build the operator with the interpreter of the tuner; does next to nothing where it is built already."""
+    builder = "GDSBuilder" if gds else "AsyncIOBuilder"
+    interpreter = tuner.with_name(Path(sys.executable).name)
+    program = f"from deepspeed.ops.op_builder import {builder}; {builder}().load()"
+    command = [str(interpreter) if interpreter.exists() else sys.executable, "-c", program]
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise ConfigError(
+            f"DeepSpeed's operator can't be built here: {lines[-1].strip()[:300]}; "
+            "it needs a C++ compiler and libaio (apt-get install libaio-dev)"
+        )
 
 
 def _benchmark_files(sweep: Sweep) -> Iterator[Path]:

@@ -144,6 +144,7 @@ def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write_text(TUNER.format(python=sys.executable, fixtures=str(SWEEP)))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sweep, "_find_tuner", lambda: str(script))
+    monkeypatch.setattr(sweep, "_build_operator", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("tuner")

@@ -158,6 +158,16 @@ def test_a_sweep_that_can_not_run_is_refused(tmp_path: Path) -> None:
             check_sweep(plan(tmp_path, [4], **changes))
 
 
+def test_an_operator_that_can_not_be_built_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner = tmp_path / "ds_nvme_tune"
+    python = tmp_path / Path(sys.executable).name
+    python.write_text("#!/bin/sh\necho 'RuntimeError: Unable to JIT load the async_io op' >&2; exit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("arrowds.stats.sweep._find_tuner", lambda: str(tuner))
+    with pytest.raises(ConfigError, match=r"RuntimeError: Unable to JIT load .*; it needs a C\+\+ compiler and libaio"):
+        next(run_sweep(plan(tmp_path, [4])))
+
+
 def _missing_operator() -> str | None:
     """Say why DeepSpeed's asynchronous I/O can't be built here, or return None."""
     if not Path("/usr/include/libaio.h").exists():
