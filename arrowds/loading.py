@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Protocol
 
-from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError
+from arrowds.errors import ConfigError, MissingExtraError
 
-STATE_VERSION = 1
+if TYPE_CHECKING:
+    import torch
+
+_CHOSEN_BY_THE_SAMPLER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
 
 
 class ResumableSampler(Protocol):
-    """What a loader needs of a sampler: batches of ids, and a state that an iteration goes on from."""
+    """What a loader needs of a sampler: batches of ids, and a state that an iteration goes on from.
+
+    The loader notes the state at every batch. A sampler to which that matters has two members more: ``position``, what
+    it is to note, which must be cheap and never change, and ``state_at(position)``, the state that belongs to it.
+    """
 
     def __iter__(self) -> Iterator[Sequence[int]]: ...
 
@@ -23,45 +31,61 @@ class ResumableSampler(Protocol):
     def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
 
 
-class _Drawn(NamedTuple):
-    """The sampler as it was right after it gave a batch."""
-
-    state: dict[str, Any]
-    difficulties: dict[str, Any]
-
-
-class _RecordingSampler:
-    """Remembers the sampler's state at every batch that workers draw ahead of the training loop."""
+class _Drawing:
+    """Draws from the sampler, batches ahead of the training loop, and notes where the sampler was after each."""
 
     def __init__(self, sampler: ResumableSampler) -> None:
-        self.sampler = sampler
-        self.drawn: deque[_Drawn] = deque()
+        self._sampler = sampler
+        self._places: deque[Any] = deque()
+        self.note: Callable[[], Any] = sampler.state_dict
+        self.state_at: Callable[[Any], dict[str, Any]] = dict
+        if hasattr(sampler, "state_at"):
+            position = attrgetter("position")
+            self.note, self.state_at = lambda: position(sampler), sampler.state_at
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self._sampler)
 
     def __iter__(self) -> Iterator[Sequence[int]]:
-        self.drawn.clear()
-        for ids in self.sampler:
-            difficulties = dict(getattr(self.sampler, "current_difficulties", {}))
-            self.drawn.append(_Drawn(self.sampler.state_dict(), difficulties))
+        self._places.clear()
+        for ids in self._sampler:
+            self._places.append(self.note())
             yield ids
+
+    def handed_out(self) -> Any:
+        """Return the place after the next batch that the loop is given: batches arrive in the order of the draws."""
+        return self._places.popleft()
 
 
 class CurriculumDataLoader:
     """torch's DataLoader over a dataset and a sampler of arrowds, resumable exactly.
 
     Workers draw batches ahead; the state counts only those that the loop was given. An iteration begins where the state
-    stands: at the first batch, after the last one handed out, or where ``load_state_dict`` put it.
+    stands: at the first batch, after the last one handed out, or where ``load_state_dict`` put it. A state loaded while
+    an iteration runs takes effect with its next batch. There is one iteration at a time.
 
     Args:
         dataset: a map-style dataset whose row i is sample i of the index.
         sampler: an :class:`arrowds.CurriculumSampler`, a :class:`arrowds.TokenBudgetBatchSampler`, or anything with
             their methods.
-        options: every option of ``torch.utils.data.DataLoader`` but those that choose batches.
+        options: every option of ``torch.utils.data.DataLoader`` but those that choose batches. Without ``generator``
+            the seeds of the workers come from ``torch.initial_seed()``, and torch's global generator is not drawn from:
+            a resumed run finds it as the uninterrupted one does.
 
     Raises:
         ConfigError: for an option that the sampler replaces, or a dataset whose length is not the index's.
+
+    >>> from arrowds.curriculum.batching import batch_by_tokens
+    >>> from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
+    >>> plan = batch_by_tokens([1, 1, 1, 1, 1], max_tokens=2, order="dataloader")
+    >>> data = ["a", "b", "c", "d", "e"]
+    >>> loader = CurriculumDataLoader(data, TokenBudgetBatchSampler(plan))
+    >>> next(iter(loader))
+    ['a', 'b']
+    >>> resumed = CurriculumDataLoader(data, TokenBudgetBatchSampler(plan))
+    >>> resumed.load_state_dict(loader.state_dict())
+    >>> list(resumed)
+    [['c', 'd'], ['e']]
     """
 
     def __init__(self, dataset: Any, sampler: ResumableSampler, **options: Any) -> None:
@@ -69,78 +93,118 @@ class CurriculumDataLoader:
             from torch.utils.data import DataLoader
         except ImportError as error:
             raise MissingExtraError("torch", "torch") from error
-        replaced = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"} & options.keys()
-        if replaced:
-            raise ConfigError(f"{', '.join(sorted(replaced))}: the sampler decides that; leave it out here")
+        if replaced := [name for name in _CHOSEN_BY_THE_SAMPLER if name in options]:
+            raise ConfigError(f"{', '.join(replaced)}: the sampler decides that; leave it out here")
         if options.get("in_order") is False:
             raise ConfigError("in_order=False would hand out batches in an order that no state can name; leave it out")
-        _check_length(dataset, sampler)
+        check_length(dataset, sampler)
+        if options.get("generator") is None:
+            options["generator"] = _own_generator()
         self.dataset = dataset
         self.sampler = sampler
-        self._recording = _RecordingSampler(sampler)
-        self._loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=self._recording, **options)  # type: ignore[arg-type]  # any iterable of lists of ids will do
-        self._last = _Drawn(sampler.state_dict(), {})
-
-    @property
-    def data_sampler(self) -> ResumableSampler:
-        """The sampler, by the name that DeepSpeed's engine looks for."""
-        return self.sampler
+        self._drawing = _Drawing(sampler)
+        self._loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=self._drawing, **options)  # type: ignore[arg-type]  # any iterable of lists of ids will do
+        self._place: Any = None  # after the batch last handed out; None: where the sampler is
+        self._owner: object = None  # the running iteration
+        self._moved = False  # the running iteration is to begin anew, from the sampler's position
 
     @property
     def current_difficulties(self) -> dict[str, Any]:
-        """The difficulty of each metric for the batch that was last handed out."""
-        return self._last.difficulties
+        """The difficulty of each metric for the batch that was last handed out; empty before the first."""
+        return dict(self.state_dict().get("current_difficulties", {}))
 
     def __len__(self) -> int:
-        """Batches of this rank in a whole epoch."""
+        """Batches of this rank in a whole pass, those already handed out included."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        # A loop that was left early drew batches that nobody saw: go back to the last one that somebody did.
-        self.sampler.load_state_dict(self._last.state)
-        for batch in self._loader:
-            self._last = self._recording.drawn.popleft()
-            yield batch
-        self._last = _Drawn(self.sampler.state_dict(), self._last.difficulties)
+        owner = self._owner = object()
+        self._go_back()
+        self._moved = True
+        while self._moved:
+            self._moved = False
+            self._place = self._drawing.note()
+            for batch in self._loader:
+                self._place = self._drawing.handed_out()
+                yield batch
+                if self._owner is not owner:
+                    raise ConfigError("another iteration of this loader has begun; two would share one position")
+                if self._moved:
+                    break
+        self._place = None
+
+    def _go_back(self) -> None:
+        """Make the sampler forget what was drawn ahead of the loop."""
+        if self._place is not None:
+            self.sampler.load_state_dict(self.state_dict())
+
+    def add_epochs(self) -> None:
+        """Let a sampler that is through with its epochs draw on; others are left as they are."""
+        if hasattr(self.sampler, "add_epochs"):
+            self._go_back()
+            self.sampler.add_epochs()
+            self._place, self._moved = None, True
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to a sampler that orders every epoch anew."""
+        """Pass the epoch on to a sampler that orders every epoch anew; the present one keeps its place.
+
+        A curriculum is one stream over all its epochs, and goes on where it is.
+        """
         set_epoch = getattr(self.sampler, "set_epoch", None)
         if set_epoch is not None:
-            self.sampler.load_state_dict(self._last.state)
+            self._go_back()
             set_epoch(epoch)
-            self._last = _Drawn(self.sampler.state_dict(), self._last.difficulties)
+            self._place, self._moved = None, True
+
+    def set_custom_curriculum_learning_schedule(self, functions: Mapping[str, Callable[[int], Any]]) -> None:
+        """Set the functions of the step for metrics whose schedule is "custom", from the next batch on."""
+        self._go_back()
+        self.sampler.set_custom_curriculum_learning_schedule(functions)  # type: ignore[attr-defined]  # a curriculum's
+        self._place, self._moved = None, True
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training loop is: the sampler's state at the last batch handed out, in JSON types."""
-        return {"version": STATE_VERSION, "sampler": self._last.state}
+        """Where the training loop is: the sampler's state at the batch last handed out, in JSON types."""
+        return self.sampler.state_dict() if self._place is None else self._drawing.state_at(self._place)
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on where a state was taken, with the next iteration. None is taken for a run without a state.
+        """Go on where a state was taken, with the next batch. None, a checkpoint without a state, changes nothing.
 
         Raises:
-            StateMismatchError: for a state of another version, or one that the sampler refuses.
+            StateMismatchError: for a state that the sampler refuses; the position is then unchanged.
         """
         if state is None:
             return
-        if state.get("version") != STATE_VERSION:
-            raise StateMismatchError(
-                f"the loader's state has version {state.get('version')!r}: expected {STATE_VERSION}"
-            )
-        self.sampler.load_state_dict(state["sampler"])
-        self._last = _Drawn(self.sampler.state_dict(), {})
+        self.sampler.load_state_dict(state)
+        self._place, self._moved = None, True
 
 
-def _check_length(dataset: Any, sampler: ResumableSampler) -> None:
-    expected = getattr(sampler, "num_samples", None)
+def _own_generator() -> torch.Generator:
+    import torch
+
+    return torch.Generator().manual_seed(torch.initial_seed())
+
+
+def check_length(dataset: Any, sampler: Any) -> None:
+    """Compare the samples of a dataset with those of the sampler's index or plan.
+
+    Raises:
+        ConfigError: when they differ.
+    """
+    expected = getattr(getattr(sampler, "index", sampler), "num_samples", None)
     if expected is not None and hasattr(dataset, "__len__") and len(dataset) != expected:
         raise ConfigError(
             f"the dataset has {len(dataset)} samples but the index {expected}; index the dataset that you train on"
         )
 
 
+_END = object()
+
+
 class RepeatingLoader:
-    """A loader without an end: when it is through, the next epoch begins.
+    """A loader without an end: when it is through, it begins anew.
+
+    A sampler that orders every epoch anew goes on with the next epoch. A curriculum goes on as well: it draws beyond
+    its epochs at the difficulty that it has reached.
 
     >>> loader = RepeatingLoader([1, 2])
     >>> [next(loader) for _ in range(5)]
@@ -149,33 +213,37 @@ class RepeatingLoader:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        self.epoch = 0
-        self._batches = iter(loader)
+        self._batches: Iterator[Any] = iter(loader)
 
     def __iter__(self) -> RepeatingLoader:
         return self
 
     def __next__(self) -> Any:
-        try:
-            return next(self._batches)
-        except StopIteration:
-            self.epoch += 1
-            self._batches = iter(self.loader)
-        try:
-            return next(self._batches)
-        except StopIteration:
-            raise ConfigError("the loader has no batches; a loop over it would never end") from None
+        batch = next(self._batches, _END)
+        if batch is _END:
+            batch = next(self._anew(), _END)
+        if batch is _END and hasattr(self.loader, "add_epochs"):
+            self.loader.add_epochs()
+            batch = next(self._anew(), _END)
+        if batch is _END:
+            raise ConfigError("the loader has no batches; a loop over it would never end")
+        return batch
+
+    def _anew(self) -> Iterator[Any]:
+        batches: Iterator[Any]
+        self._batches = batches = iter(self.loader)
+        return batches
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
-        """Give everything else as the loader has it: ``data_sampler``, ``current_difficulties``, ``state_dict``."""
+        """Give everything else as the loader has it: ``dataset``, ``current_difficulties``, ``state_dict``."""
         if name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Load the loader's state and begin a new iteration there."""
+        """Load the loader's state and go on there."""
         self.loader.load_state_dict(state)
-        self._batches = iter(self.loader)
+        self._anew()
