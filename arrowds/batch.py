@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from arrowds.errors import MetricError, MissingColumnError
+from arrowds.zero_copy import arrow_view
 
 Batch = Any
 """A ``pyarrow.RecordBatch`` from a columnar source; anything that a collate function returns from a torch dataset."""
@@ -87,12 +88,12 @@ def as_arrow(data: object) -> pa.Array:
 
 def _from_numpy(array: np.ndarray) -> pa.Array:
     if array.ndim == 1:
-        return pa.array(array)
+        return arrow_view(array) if array.dtype.kind in "biuf" else pa.array(array)
     if array.ndim != 2:
         raise MetricError(f"an array of shape {array.shape} is no column; expected one or two dimensions")
     rows, width = array.shape
     offsets = np.arange(rows + 1, dtype=np.int64) * width
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(array.reshape(-1)))
+    return pa.LargeListArray.from_arrays(arrow_view(offsets), _from_numpy(array.reshape(-1)))
 
 
 def _row(item: object) -> np.ndarray:
@@ -105,4 +106,4 @@ def _from_rows(rows: list[np.ndarray]) -> pa.Array:
     np.cumsum([row.size for row in rows], out=offsets[1:])
     # An empty list has no type of its own, and must not turn the integers of the others into floats.
     filled = [row.reshape(-1) for row in rows if row.size] or [rows[0].reshape(-1)]
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(filled)))
+    return pa.LargeListArray.from_arrays(arrow_view(offsets), _from_numpy(np.concatenate(filled)))

@@ -23,6 +23,7 @@ from arrowds import storage
 from arrowds.errors import ConfigError, IndexCorruptError
 from arrowds.manifest import Manifest
 from arrowds.schema import CUMULATIVE_COUNT, mapped_type, numpy_dtype
+from arrowds.zero_copy import numpy_view
 
 if TYPE_CHECKING:
     import polars as pl
@@ -101,13 +102,13 @@ class MetricIndex:
 
     @cached_property
     def _raw_values(self) -> np.ndarray:
-        return _view(self.column)
+        return numpy_view(self.column)
 
     @cached_property
     def order(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The ids of all samples with a value, sorted by (value, id): a read-only view of the map."""
         kind = pa.type_for_alias(self._manifest.sample_id_type)
-        return _view(self._open(self._layout.order(self.name), kind, self.num_valid))
+        return numpy_view(self._open(self._layout.order(self.name), kind, self.num_valid))
 
     def _open(self, path: Path, kind: pa.DataType, length: int) -> pa.Array:
         """Map a column after checking that the file is as long as its header claims: a short map would crash."""
@@ -259,14 +260,6 @@ def _fits(column: pa.Array) -> bool:
     bitmap, data = column.buffers()
     bytes_needed = len(column) * numpy_dtype(column.type).itemsize
     return (bitmap is None or bitmap.size * 8 >= len(column)) and (data.size if data else 0) >= bytes_needed
-
-
-def _view(column: pa.Array) -> np.ndarray:
-    """View the values of a primitive column, whatever its bitmap says, without a copy."""
-    dtype = numpy_dtype(column.type)
-    if len(column) == 0:
-        return np.empty(0, dtype)
-    return np.frombuffer(column.buffers()[1], dtype, count=len(column))
 
 
 def _number(value: Any) -> Any:

@@ -17,6 +17,7 @@ from arrowds.batch import Batch, as_record_batch, column
 from arrowds.callable_digest import callable_digest
 from arrowds.errors import MetricError, MetricValueError
 from arrowds.schema import check_metric_name, value_type
+from arrowds.zero_copy import arrow_view, numpy_view
 
 Kind = Literal["per_sample", "total"]
 Nulls = Literal["refuse", "keep"]
@@ -114,8 +115,7 @@ class _TokenMetric(Metric):
                 f"metric {self.name!r} needs integer token ids without nulls; column {self.column!r} has {lists.type}"
                 + (f" with {flat.null_count} null ids" if flat.null_count else "")
             )
-        ids: np.ndarray = flat.to_numpy(zero_copy_only=False)
-        return ids
+        return numpy_view(flat)
 
 
 def _is_fixed_list(kind: pa.DataType) -> bool:
@@ -164,11 +164,13 @@ class VocabRarity(_TokenMetric):
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
         lists = self.lists(batch)
         information = _information(totals[self.counts.name])
-        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        missing = _null_mask(lists)
+        lengths = numpy_view(pc.list_value_length(lists).cast(pa.int64()))
+        lengths = lengths if missing is None else np.where(missing, 0, lengths)
         sums = _sums_of_runs(information[self.token_ids(lists)], lengths)
         if self.dtype is not None and pa.types.is_integer(self.dtype):
             sums = np.trunc(sums)
-        return pa.array(sums.astype(np.float64), mask=_null_mask(lists)).cast(self.dtype or pa.float64())
+        return arrow_view(sums, missing=missing).cast(self.dtype or pa.float64())
 
 
 def _information(counts: np.ndarray) -> np.ndarray:
@@ -190,8 +192,7 @@ def _sums_of_runs(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _null_mask(array: pa.Array) -> np.ndarray | None:
     if array.null_count == 0:
         return None
-    mask: np.ndarray = array.is_null().to_numpy(zero_copy_only=False)
-    return mask
+    return numpy_view(array.is_null())
 
 
 @dataclass(frozen=True, kw_only=True)

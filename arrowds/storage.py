@@ -25,6 +25,7 @@ import xxhash
 
 from arrowds.errors import IndexCorruptError, StorageError
 from arrowds.schema import mapped_type, numpy_dtype
+from arrowds.zero_copy import arrow_view
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ def read_parquet(path: Path, *, columns: list[str] | None = None) -> pa.Table:
         IndexCorruptError: when it is missing, truncated or not Parquet.
     """
     try:
-        return pq.read_table(path, columns=columns, partitioning=None, use_threads=False)
+        with pq.ParquetFile(path) as file:
+            return file.read(columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise IndexCorruptError(f"{path} can't be read: {error}") from error
 
@@ -199,7 +201,7 @@ def allocated_map(path: Path, kind: pa.DataType, length: int, *, name: str) -> I
             array = np.zeros(length, dtype)
             yield array
             with temporary.open("wb") as file:
-                _write_batch(file, pa.array(array), name)
+                _write_batch(file, arrow_view(array), name)
             return
         with temporary.open("w+b") as file:
             if hasattr(os, "posix_fallocate"):

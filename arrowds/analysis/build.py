@@ -28,6 +28,7 @@ from arrowds.manifest import Dataset, Manifest, MetricEntry, PartRange, TotalEnt
 from arrowds.metrics import Metric
 from arrowds.schema import VALUE, sample_id_type
 from arrowds.sources import open_source
+from arrowds.zero_copy import arrow_view
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ def commit_index(plan: BuildPlan) -> Manifest:
 
 def _reduce_total(plan: BuildPlan, metric: Metric) -> TotalEntry:
     total = sum_of_parts(plan, metric)
-    flat = pa.array(total.reshape(-1))
+    flat = arrow_view(total.reshape(-1))
     storage.write_parquet(plan.layout.total(metric.name), pa.table({VALUE: flat}))
     return TotalEntry(definition=metric.definition(), type=str(flat.type), shape=total.shape)
 

@@ -15,6 +15,7 @@ from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, M
 from arrowds.manifest import PartRange
 from arrowds.metrics import Metric
 from arrowds.schema import SAMPLE_ID, VALUE, sample_id_type
+from arrowds.zero_copy import arrow_view, numpy_view
 
 _DIGEST = "arrowds.part"
 _SHAPE = "arrowds.shape"
@@ -135,8 +136,7 @@ def _refuse_other_type(metric: Metric, before: list[pa.Array], found: pa.Array, 
 
 def _write_values(task: MapTask, metric: Metric, part: PartRange, arrays: list[pa.Array]) -> None:
     ids = np.arange(part.start, part.stop, dtype=sample_id_type(len(task.source)).to_pandas_dtype())
-    values = pa.chunked_array(arrays)
-    table = pa.table({SAMPLE_ID: ids, VALUE: values})
+    table = pa.table({SAMPLE_ID: arrow_view(ids), VALUE: pa.chunked_array(arrays)})
     storage.write_parquet(part_path(task, metric, part), table, metadata={_DIGEST: task.part_digest(metric, part)})
 
 
@@ -144,7 +144,7 @@ def _write_sum(task: MapTask, metric: Metric, part: PartRange, total: np.ndarray
     shape = ",".join(map(str, total.shape))
     storage.write_parquet(
         part_path(task, metric, part),
-        pa.table({VALUE: total.reshape(-1)}),
+        pa.table({VALUE: arrow_view(total.reshape(-1))}),
         metadata={_DIGEST: task.part_digest(metric, part), _SHAPE: shape},
     )
 
@@ -153,5 +153,5 @@ def read_sum(task: MapTask, metric: Metric, part: PartRange) -> np.ndarray:
     """Return the sum that :func:`map_part` wrote for one part."""
     table = storage.read_parquet(part_path(task, metric, part))
     shape = (table.schema.metadata or {}).get(_SHAPE.encode(), b"").decode()
-    total: np.ndarray = table.column(VALUE).to_numpy()
+    total = numpy_view(table.column(VALUE).combine_chunks())
     return total.reshape([int(size) for size in shape.split(",") if size])

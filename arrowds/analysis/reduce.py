@@ -35,6 +35,7 @@ from arrowds.schema import (
     narrowed,
     sample_id_type,
 )
+from arrowds.zero_copy import arrow_view, numpy_view
 
 _SAMPLE_SIZE = 1 << 18
 _ROWS_PER_FILE = 1 << 22
@@ -139,7 +140,7 @@ def _write_values(layout: Layout, metric: Metric, parts: tuple[PartRange, ...], 
         return _write_nullable_values(path, tables, num_samples, stored)
     with storage.allocated_map(path, stored, num_samples, name=VALUE) as values:
         for part, array in zip(parts, tables, strict=True):
-            values[part.start : part.stop] = array.to_numpy()
+            values[part.start : part.stop] = numpy_view(array)
     return _Column(values, None, stored)
 
 
@@ -152,14 +153,14 @@ def _write_nullable_values(path: Path, tables: Iterator[pa.Array], num_samples: 
     """Write values of which some may be missing: NaN for floats, an Arrow validity bitmap for the others."""
     whole = pa.concat_arrays(list(tables))
     if pa.types.is_floating(stored):
-        values = whole.to_numpy(zero_copy_only=False)
+        values = numpy_view(whole)
         missing = np.isnan(values)
         storage.write_map(path, whole, name=VALUE)
     else:
-        missing = whole.is_null().to_numpy(zero_copy_only=False)
+        missing = numpy_view(whole.is_null())
         # What lies under a null is whatever memory held before; equal inputs shall give equal bytes.
-        values = whole.fill_null(0).to_numpy(zero_copy_only=False)
-        storage.write_map(path, pa.array(values, mask=missing if missing.any() else None), name=VALUE)
+        values = np.where(missing, whole.type.to_pandas_dtype()(0), numpy_view(whole))
+        storage.write_map(path, arrow_view(values, missing=missing), name=VALUE)
     return _Column(values, missing if missing.any() else None, stored)
 
 
@@ -240,7 +241,7 @@ def _finish_bucket(layout: Layout, name: str, column: _Column, order: np.ndarray
     for number, start in enumerate(range(0, len(ids), _ROWS_PER_FILE)):
         rows = slice(start, start + _ROWS_PER_FILE)
         values = np.full(len(ids[rows]), distinct[0]) if len(distinct) == 1 else np.repeat(distinct, counts)[rows]
-        table = pa.table({VALUE: _arrow_values(values, column.kind), SAMPLE_ID: ids[rows]})
+        table = pa.table({VALUE: _arrow_values(values, column.kind), SAMPLE_ID: arrow_view(ids[rows])})
         storage.write_parquet(layout.bucket(name, bucket.number, number), table)
     return distinct, counts
 
@@ -259,7 +260,7 @@ def _sorted_by_value(column: _Column, ids: np.ndarray) -> Distinct:
 
 
 def _arrow_values(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    return pa.array(values.view(bool) if pa.types.is_boolean(kind) else values)
+    return arrow_view(values.view(np.bool_) if pa.types.is_boolean(kind) else values)
 
 
 def _distribution_schema(kind: pa.DataType) -> pa.Schema:
@@ -267,5 +268,9 @@ def _distribution_schema(kind: pa.DataType) -> pa.Schema:
 
 
 def _distribution_rows(kind: pa.DataType, distinct: np.ndarray, counts: np.ndarray, cumulative: np.ndarray) -> pa.Table:
-    columns = {VALUE: _arrow_values(distinct, kind), COUNT: counts, CUMULATIVE_COUNT: cumulative}
+    columns = {
+        VALUE: _arrow_values(distinct, kind),
+        COUNT: arrow_view(counts),
+        CUMULATIVE_COUNT: arrow_view(cumulative),
+    }
     return pa.table(columns, schema=_distribution_schema(kind))

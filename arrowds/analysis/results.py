@@ -13,6 +13,7 @@ from arrowds.batch import as_numpy
 from arrowds.errors import MetricValueError
 from arrowds.metrics import Metric
 from arrowds.schema import VALUE_TYPES, value_type
+from arrowds.zero_copy import arrow_view, numpy_view
 
 
 def checked_values(metric: Metric, result: Any, *, start: int, rows: int) -> pa.Array:
@@ -57,8 +58,8 @@ def _as_array(metric: Metric, result: Any) -> pa.Array:
             f"metric {metric.name!r} returned an array of shape {array.shape}; expected one value for each sample"
         )
     try:
-        return pa.array(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
-    except (pa.ArrowException, TypeError, OverflowError) as error:
+        return arrow_view(array) if array.dtype.kind in "biuf" else pa.array(array)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise MetricValueError(
             f"metric {metric.name!r} returned dtype {array.dtype}, which is no column of numbers: {error}"
         ) from error
@@ -93,7 +94,7 @@ def _refuse_missing(metric: Metric, values: pa.Array, *, start: int) -> None:
     if values.null_count:
         missing = values.is_null()
     elif pa.types.is_floating(values.type):
-        array = values.to_numpy(zero_copy_only=False)
+        array = numpy_view(values)
         # A sum is NaN or infinite where any value is, and is one pass without a temporary array.
         with np.errstate(all="ignore"):
             suspect = not np.isfinite(np.sum(array, dtype=np.float64))

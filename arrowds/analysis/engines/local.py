@@ -55,14 +55,15 @@ def _in_process(task: MapTask, parts: deque[PartRange]) -> Iterator[PartRange]:
 
 def _in_process_while_cheaper(task: MapTask, parts: deque[PartRange], count: int) -> Iterator[PartRange]:
     """Compute part after part here, and hand over to workers once they would save more than their start costs."""
-    slowest = 0.0
+    seconds: list[float] = []
     while parts:
         began = time.perf_counter()
         map_part(task, parts[0])
-        slowest = max(slowest, time.perf_counter() - began)
+        seconds.append(time.perf_counter() - began)
         yield parts.popleft()
-        saved = slowest * len(parts) * (1 - 1 / count)
-        if count > 1 and saved > 2 * _STARTUP_SECONDS:
+        saved = min(seconds) * len(parts) * (1 - 1 / count)
+        # One part tells nothing: it also imports what the metrics need.
+        if count > 1 and len(seconds) > 1 and saved > 2 * _STARTUP_SECONDS:
             yield from _in_workers(task, list(parts), min(count, len(parts)))
             return
 
