@@ -14,6 +14,8 @@ from arrowds.errors import EmptyPoolError
 
 Int64 = npt.NDArray[np.int64]
 
+_REMEMBERED = 1024
+
 
 class DeepSpeedOrder:
     """Global batches by step, in the order of ``DeepSpeedDataSampler``.
@@ -49,6 +51,7 @@ class DeepSpeedOrder:
         self._members: list[Ids] = []
         self._position: list[int] = []
         self._chances: npt.NDArray[np.float64] = np.zeros(0)
+        self._passed: dict[int, Any] = {0: self._rng.bit_generator.state}
 
     def batches_from(self, step: int) -> Int64:
         """Return the ids of the global batch of a step (the first is 1): int64, ``[1, batch_size]``."""
@@ -63,9 +66,10 @@ class DeepSpeedOrder:
 
     def generator_state(self, step: int) -> dict[str, int]:
         """Return where the generator's stream is after a step, as two integers."""
-        self._go_to(step)
-        state: Any = self._rng.bit_generator.state
-        return {name: int(state["state"][name]) for name in ("state", "inc")}
+        if step not in self._passed:
+            self._go_to(step)
+        state = self._passed[step]["state"]
+        return {name: int(state[name]) for name in ("state", "inc")}
 
     def _advance(self) -> None:
         self._step += 1
@@ -77,6 +81,9 @@ class DeepSpeedOrder:
         batch = np.concatenate([part for k, count in enumerate(counts) for part in self._take(k, count)])
         self._rng.shuffle(batch)
         self._batch = batch.astype(np.int64)
+        # Loader workers draw ahead: a checkpoint asks for the state of a step that was passed some batches ago.
+        self._passed[self._step] = self._rng.bit_generator.state
+        self._passed.pop(self._step - _REMEMBERED, None)
 
     def _enter(self, phase: int) -> None:
         now = {name: levels[phase] for name, levels in self._phases.levels.items()}

@@ -136,7 +136,10 @@ class MixtureSampler(BatchStream):
         return total // self.layout.global_batch_size * self.layout.global_batch_size if self.drop_last else total
 
     def batches_from(self, step: int) -> Int64:
-        """Return the global batches of a step and some after it: ``[steps, global_batch_size]``."""
+        """Return the global batches of a step and some after it: ``[steps, global_batch_size]``.
+
+        At the end of a run that drops nothing, the last one is cut short when it is yielded.
+        """
         first, block = self._block
         if not first <= step < first + len(block):
             count = min(4 * len(block), max(1, (1 << 15) // self.layout.global_batch_size))
@@ -182,9 +185,10 @@ class MixtureSampler(BatchStream):
             "global_batch_size": self.layout.global_batch_size,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_at(self, position: int) -> dict[str, Any]:
         """Return the position and what it belongs to, with the weights up to it: JSON-serialisable values."""
-        return super().state_dict() | {"weights": self._weights_until(self.step)}
+        state = super().state_at(position)
+        return state | {"weights": self._weights_until(state["curriculum_step"])}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go to a saved position; see :meth:`BatchStream.load_state_dict`.

@@ -75,9 +75,11 @@ class DerivedMetric:
 
 def valid_rows(values: np.ndarray) -> npt.NDArray[np.bool_] | None:
     """Return which rows are neither null nor NaN; None stands for all."""
-    if isinstance(values, np.ma.MaskedArray):
-        return ~np.ma.getmaskarray(values)
-    return ~np.isnan(values) if values.dtype.kind == "f" else None
+    plain, mask = np.ma.getdata(values), np.ma.getmask(values)
+    number = ~np.isnan(plain) if plain.dtype.kind == "f" else None
+    if mask is np.ma.nomask:
+        return number
+    return ~mask if number is None else number & ~mask
 
 
 def id_dtype(num_samples: int) -> np.dtype[np.unsignedinteger[Any]]:
@@ -218,7 +220,7 @@ def build_pools(
     clustering = [metric for metric in metrics if metric.clustered]
     values = {metric.name: derived.get(metric.name) or find_metric(index, metric.name) for metric in clustering}
     for metric in clustering:
-        _check_range(metric, values[metric.name], phases)
+        _check_range(metric, values[metric.name])
     if not clustering and allowed is None:
         pools = _sliced(None, np.array([index.num_samples]), np.zeros(len(phases.start), np.int64))
     elif len(clustering) == 1 and allowed is None and clustering[0].name not in derived:
@@ -230,14 +232,14 @@ def build_pools(
     return pools
 
 
-def _check_range(metric: CurriculumMetric, values: MetricValues, phases: Phases) -> None:
+def _check_range(metric: CurriculumMetric, values: MetricValues) -> None:
     if not len(values.order):
         raise EmptyPoolError(f"no sample has a value of {metric.name!r}: all are null or NaN")
-    lowest = min(phases.levels[metric.name])
+    lowest = metric.scheduler().state["min_difficulty"]
     largest = values.values[int(values.order[-1])].item()
     if not metric.percentile and lowest > largest:
         raise ConfigError(
-            f"the lowest difficulty of {metric.name!r} is {lowest}, but its largest value is {largest}: every sample "
+            f"the min_difficulty of {metric.name!r} is {lowest}, but its largest value is {largest}: every sample "
             f"would be admitted from the first step on; choose a min_difficulty of at most {largest}"
         )
 

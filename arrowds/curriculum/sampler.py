@@ -147,6 +147,7 @@ class CurriculumSampler(BatchStream):
                 seed=self.seed,
                 batch_size=size,
                 num_samples=self.index.num_samples,
+                end=self.end,
                 exclude_ids=self._exclude_ids,
             )
         return DeepSpeedOrder(
@@ -192,11 +193,11 @@ class CurriculumSampler(BatchStream):
             "global_batch_size": self.layout.global_batch_size,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_at(self, position: int) -> dict[str, Any]:
         """Return the position and what it belongs to: at most 1 KiB of JSON-serialisable values."""
-        state = super().state_dict()
-        if isinstance(self._order, DeepSpeedOrder):
-            state["generator"] = self._order.generator_state(self.step)
+        state = super().state_at(position)
+        if self.order == "deepspeed" and isinstance(self._order, DeepSpeedOrder):
+            state["generator"] = self._order.generator_state(state["curriculum_step"])
         return state
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
@@ -206,7 +207,7 @@ class CurriculumSampler(BatchStream):
             StateMismatchError: naming everything in which the state differs.
         """
         super().load_state_dict(state)
-        if state is not None and isinstance(self._order, DeepSpeedOrder):
+        if state is not None and self.order == "deepspeed" and isinstance(self._order, DeepSpeedOrder):
             drawn = self._order.generator_state(self.step)
             if state.get("generator") != drawn:
                 raise StateMismatchError(

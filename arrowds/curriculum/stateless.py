@@ -26,6 +26,7 @@ class StatelessOrder:
 
     Args:
         batch_size: samples per global batch, or 0 where it varies: the inner order of a mixture.
+        end: after how many draws the run ends; the batch that it cuts short is made of the draws before.
         draws_before: for each phase, how many draws come before it; None: those of the steps before.
     """
 
@@ -37,6 +38,7 @@ class StatelessOrder:
         seed: int,
         batch_size: int,
         num_samples: int,
+        end: int = 0,
         exclude_ids: Iterable[int] = (),
         draws_before: Int64 | None = None,
     ) -> None:
@@ -44,6 +46,7 @@ class StatelessOrder:
         self.phases = phases
         self._seed = seed
         self._batch_size = batch_size
+        self._end = end
         exclusion = Exclusion(pools, exclude_ids, num_samples)
         self._exclusion = exclusion if len(exclusion.ids) else None
         self._sizes, self._pass_sizes = pools.sizes, exclusion.sizes
@@ -56,6 +59,8 @@ class StatelessOrder:
 
         Where the steps that are asked for follow one another, ever larger blocks are computed at once.
         """
+        if self._end % self._batch_size and step == self._end // self._batch_size + 1:
+            return self._last(step)
         first, block = self._block
         if not first <= step < first + len(block):
             most = max(1, _BLOCK_DRAWS // self._batch_size)
@@ -63,6 +68,11 @@ class StatelessOrder:
             first, block = step, self.batches(step, max(1, count))
             self._block = first, block
         return block[step - first :]
+
+    def _last(self, step: int) -> Int64:
+        start = np.array([(step - 1) * self._batch_size])
+        steps = np.array([step])
+        return shuffled(self.draw(steps, start, np.array([self._end]))[np.newaxis], steps, self._seed)
 
     def batches(self, first: int, count: int) -> Int64:
         """Return the global batches of consecutive steps: int64, ``[count, batch_size]``."""

@@ -33,6 +33,7 @@ class BatchStream(ABC):
         self, layout: RankLayout, *, exclude_steps: Iterable[int] = (), record: str | PathLike[str] | None = None
     ) -> None:
         self.layout = layout
+        self.num_epochs = 1
         self._excluded = frozenset(int(step) for step in exclude_steps)
         self._recorder = None if record is None else Recorder(record, rank=layout.rank)
         self._position = 0  # How many samples were yielded to all ranks, those of excluded steps counted.
@@ -83,11 +84,12 @@ class BatchStream(ABC):
         """Yield the ids of this rank's microbatches from the position on."""
         micro = self.layout.micro_samples
         start, stop = self.layout.mine(micro)
+        whole = self.end // self.layout.global_batch_size * self.layout.global_batch_size
         first, ready = 0, list[list[int]]()
         while (following := self._next()) is not None:
             position, count = following
             number = position // micro
-            if count < micro or position % micro:
+            if position >= whole or count < micro or position % micro:
                 ids = self._odd(position, count)
             else:
                 if not first <= number < first + len(ready):
@@ -110,7 +112,7 @@ class BatchStream(ABC):
         return (position, count) if count > 0 else None
 
     def _odd(self, position: int, count: int) -> list[int]:
-        """Return this rank's part of a microbatch that is short, or begins where another layout left off."""
+        """Return this rank's part of a microbatch of a short batch, or where another layout left off."""
         step, offset = divmod(position, self.layout.global_batch_size)
         start, stop = self.layout.mine(count)
         ids: list[int] = self.global_batch_at(step + 1)[offset + start : offset + stop].tolist()
@@ -130,6 +132,13 @@ class BatchStream(ABC):
     def reset(self) -> None:
         """Go back to the beginning."""
         self._position = 0
+
+    def add_epochs(self) -> None:
+        """Add epochs until there is something left to yield; all that was yielded stays as it is."""
+        while self._next() is None:
+            self.num_epochs += 1
+            for cached in ("end", "_order"):  # cached properties; the order knows where it ends
+                self.__dict__.pop(cached, None)
 
     def close(self) -> None:
         """Finish the recording, if there is one."""
@@ -159,18 +168,28 @@ class BatchStream(ABC):
         return self._position
 
     @property
+    def position(self) -> int:
+        """What :meth:`state_at` needs to know; a loader notes it for every batch, as that costs next to nothing."""
+        return self._position
+
+    @property
     def current_difficulties(self) -> dict[str, Any]:
         """The difficulties of the step last yielded; empty before the first."""
         return self.difficulties_at(self.step) if self._position else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and what it belongs to: a few hundred bytes of JSON-serialisable values."""
+        return self.state_at(self._position)
+
+    def state_at(self, position: int) -> dict[str, Any]:
+        """Return the state of an earlier :attr:`position`."""
+        step = -(-position // self.layout.global_batch_size)
         return {
             "version": STATE_VERSION,
             **self.identity(),
-            "curriculum_step": self.step,
-            "consumed_samples": self.consumed_samples,
-            "current_difficulties": self.current_difficulties,
+            "curriculum_step": step,
+            "consumed_samples": position,
+            "current_difficulties": self.difficulties_at(step) if position else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:

@@ -1,0 +1,110 @@
+import json
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_index import MemoryIndex, linear
+
+from arrowds.curriculum.mixture import MixtureSampler
+from arrowds.errors import ConfigError, StateMismatchError
+
+RNG = np.random.default_rng(1)
+WEB, CODE, BOOKS = (MemoryIndex(seqlen=RNG.integers(1, 65, count)) for count in (500, 300, 64))
+INDEXES = {"web": WEB, "code": CODE, "books": BOOKS}
+SEQLEN = {"seqlen": linear(8, 64, multiple=8)}
+
+weights = st.fixed_dictionaries(dict.fromkeys(INDEXES, st.integers(0, 20))).filter(lambda found: sum(found.values()))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(weights, min_size=1, max_size=4), st.sampled_from([4, 32]), st.integers(0, 9))
+def test_sources_keep_their_shares_over_any_run_and_are_drawn_through(
+    shares: list[dict[str, int]], batch: int, seed: int
+) -> None:
+    schedule = [(1 + 7 * number, share) for number, share in enumerate(shares)]
+    sampler = MixtureSampler(
+        INDEXES, schedule, micro_batch_size=batch, curricula={"web": SEQLEN}, num_epochs=2, seed=seed
+    )
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 864 * 2 // batch
+    names = list(INDEXES)
+    counts = np.zeros((len(batches), 3))
+    drawn: dict[str, list[list[int]]] = {name: [] for name in names}
+    for step, ids in enumerate(batches, start=1):
+        assert sampler.global_batch_at(step).tolist() == ids
+        source, local = sampler.locate(ids)
+        for place, name in enumerate(names):
+            counts[step - 1, place] = (source == name).sum()
+            drawn[name].append(local[source == name].tolist())
+        level = sampler.difficulties_at(step)["web.seqlen"]
+        assert all(WEB["seqlen"].values[drawn["web"][-1]] <= level)
+    exact = np.array(
+        [[shares[min((step - 1) // 7, len(shares) - 1)][name] for name in names] for step in range(1, len(batches) + 1)]
+    )
+    exact = batch * exact / exact.sum(axis=1, keepdims=True)
+    ahead = np.vstack([np.zeros(3), np.cumsum(counts - exact, axis=0)])
+    assert np.ptp(ahead, axis=0).max() < 2.1
+    times = np.bincount(np.array(list(chain.from_iterable(drawn["code"])), np.int64), minlength=300)
+    assert np.ptp(times) <= 1
+
+
+def test_all_ranks_and_world_sizes_see_the_same_batches_and_resume() -> None:
+    arguments: dict[str, Any] = {"indexes": INDEXES, "weights": {"web": 2, "code": 1, "books": 1}}
+    alone = list(MixtureSampler(**arguments, micro_batch_size=8))
+    ranks = [MixtureSampler(**arguments, micro_batch_size=2, rank=rank, world_size=4) for rank in range(4)]
+    assert [list(chain.from_iterable(parts)) for parts in zip(*ranks, strict=True)] == alone
+    sampler = MixtureSampler(**arguments, micro_batch_size=4, gradient_accumulation_steps=2)
+    for _, _ in zip(range(11), sampler, strict=False):
+        pass
+    state = json.loads(json.dumps(sampler.state_dict()))
+    resumed = MixtureSampler(**arguments, micro_batch_size=8)
+    resumed.load_state_dict(state)
+    rest = list(resumed)
+    assert rest[0] == alone[5][4:]
+    assert rest[1:] == alone[6:]
+
+
+def test_weights_may_change_from_a_later_step_on_but_not_before() -> None:
+    first = {"web": 2, "code": 1, "books": 1}
+    sampler = MixtureSampler(INDEXES, first, micro_batch_size=8)
+    plain = list(sampler)
+    sampler.reset()
+    for _, _ in zip(range(20), sampler, strict=False):
+        pass
+    later = MixtureSampler(INDEXES, [(1, first), (31, {"code": 1})], micro_batch_size=8)
+    later.load_state_dict(sampler.state_dict())
+    rest = list(later)
+    assert rest[:10] == plain[20:30]
+    assert set(later.locate(rest[10])[0].tolist()) == {"code"}
+    earlier = MixtureSampler(INDEXES, [(1, first), (11, {"code": 1})], micro_batch_size=8)
+    with pytest.raises(StateMismatchError, match="weights"):
+        earlier.load_state_dict(sampler.state_dict())
+    swapped = MixtureSampler({"web": CODE, "code": WEB, "books": BOOKS}, first, micro_batch_size=8)
+    with pytest.raises(StateMismatchError, match="indexes"):
+        swapped.load_state_dict(sampler.state_dict())
+
+
+def test_offsets_are_those_of_concatenated_datasets() -> None:
+    sampler = MixtureSampler(INDEXES, {"web": 1}, micro_batch_size=8)
+    assert sampler.offsets == {"web": 0, "code": 500, "books": 800}
+    assert all(low < high for low, high in pairwise(sampler.offsets.values()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": {"wbe": 1}}, "one per source"),
+        ({"weights": {"web": -1, "code": 2}}, "numbers >= 0"),
+        ({"weights": {"web": 0}}, "numbers >= 0"),
+        ({"weights": [(2, {"web": 1})]}, "begin at step 1"),
+        ({"curricula": {"wbe": SEQLEN}}, "wbe"),
+        ({"indexes": {}}, "sources are"),
+        ({"micro_batch_size": 10_000}, "do not fill"),
+    ],
+)
+def test_impossible_mixtures_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MixtureSampler(**({"indexes": INDEXES, "weights": {"web": 1}, "micro_batch_size": 8} | arguments))
