@@ -15,17 +15,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from arrowds.integrations.deepspeed.data_analyzer import DataAnalyzer
     from arrowds.integrations.deepspeed.distributed_analyzer import DistributedDataAnalyzer
+    from arrowds.integrations.deepspeed.dynamic_batching import (
+        batch_by_seqlens,
+        dataloader_for_variable_batch_size,
+        get_dataloader_and_lr_scheduler_for_variable_batch_size,
+        lr_scheduler_for_variable_batch_size,
+        scale_lr,
+    )
+    from arrowds.integrations.deepspeed.dynamic_batching_engine import (
+        get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed,
+    )
     from arrowds.integrations.deepspeed.export import AnalyzerRun, export_index
     from arrowds.integrations.deepspeed.import_legacy import import_index
+    from arrowds.integrations.deepspeed.profiler import attach_profiler
 
-__all__ = ["AnalyzerRun", "DataAnalyzer", "DistributedDataAnalyzer", "export_index", "import_index"]
+__all__ = [
+    "AnalyzerRun",
+    "DataAnalyzer",
+    "DistributedDataAnalyzer",
+    "attach_profiler",
+    "batch_by_seqlens",
+    "dataloader_for_variable_batch_size",
+    "export_index",
+    "get_dataloader_and_lr_scheduler_for_variable_batch_size",
+    "get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed",
+    "import_index",
+    "lr_scheduler_for_variable_batch_size",
+    "scale_lr",
+]
 
 _MODULES = {
     "AnalyzerRun": "export",
     "DataAnalyzer": "data_analyzer",
     "DistributedDataAnalyzer": "distributed_analyzer",
+    "attach_profiler": "profiler",
+    "batch_by_seqlens": "dynamic_batching",
+    "dataloader_for_variable_batch_size": "dynamic_batching",
     "export_index": "export",
+    "get_dataloader_and_lr_scheduler_for_variable_batch_size": "dynamic_batching",
+    "get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed": "dynamic_batching_engine",
     "import_index": "import_legacy",
+    "lr_scheduler_for_variable_batch_size": "dynamic_batching",
+    "scale_lr": "dynamic_batching",
 }
 
 
