@@ -79,7 +79,7 @@ def valid_rows(values: np.ndarray) -> npt.NDArray[np.bool_] | None:
     number = ~np.isnan(plain) if plain.dtype.kind == "f" else None
     if mask is np.ma.nomask:
         return number
-    return ~mask if number is None else number & ~mask
+    return np.asarray(~mask if number is None else number & ~mask)
 
 
 def id_dtype(num_samples: int) -> np.dtype[np.unsignedinteger[Any]]:
