@@ -82,34 +82,36 @@ class BatchStream(ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the ids of this rank's microbatches from the position on."""
-        micro = self.layout.micro_samples
+        micro, size, end = self.layout.micro_samples, self.layout.global_batch_size, self.end
         start, stop = self.layout.mine(micro)
-        whole = self.end // self.layout.global_batch_size * self.layout.global_batch_size
+        whole = end // size * size
         first, ready = 0, list[list[int]]()
-        while (following := self._next()) is not None:
-            position, count = following
-            number = position // micro
+        while True:
+            position = self._after_excluded(self._position) if self._excluded else self._position
+            count = min(micro, size - position % size, end - position)
+            if count <= 0:
+                break
             if position >= whole or count < micro or position % micro:
                 ids = self._odd(position, count)
             else:
+                number = position // micro
                 if not first <= number < first + len(ready):
-                    step = position // self.layout.global_batch_size + 1
+                    step = position // size + 1
                     first = (step - 1) * self.layout.gradient_accumulation_steps
                     ready = self.batches_from(step).reshape(-1, micro)[:, start:stop].tolist()
                 ids = ready[number - first]
             self._position = position + count
             if self._recorder is not None:
-                self._recorder.add(self.step, position % self.layout.global_batch_size // micro, ids)
+                self._recorder.add(self.step, position % size // micro, ids)
             yield ids
         self.close()
 
-    def _next(self) -> tuple[int, int] | None:
-        """Return where the next microbatch begins, and its size over all ranks."""
-        position, size = self._position, self.layout.global_batch_size
-        while self._excluded and position % size == 0 and position // size + 1 in self._excluded:
+    def _after_excluded(self, position: int) -> int:
+        """Return the position, moved past excluded steps where one of them would begin."""
+        size = self.layout.global_batch_size
+        while position % size == 0 and position // size + 1 in self._excluded:
             position += size
-        count = min(self.layout.micro_samples, size - position % size, self.end - position)
-        return (position, count) if count > 0 else None
+        return position
 
     def _odd(self, position: int, count: int) -> list[int]:
         """Return this rank's part of a microbatch of a short batch, or where another layout left off."""
