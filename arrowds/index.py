@@ -54,10 +54,15 @@ def open_index(
     """
     if "://" in str(path):
         raise UnsupportedError(f"{path}: this version opens local folders only; copy the index to a local disk first")
-    root = Path(path).absolute()
+    root = Path(path).expanduser().absolute()
     manifest = manifests.load(root)
     _check_complete(root, manifest)
-    (manifests.check_digests if verify else manifests.check_sizes)(root, manifest.files)
+    try:
+        (manifests.check_digests if verify else manifests.check_sizes)(root, manifest.files)
+    except IndexCorruptError:
+        if manifests.load(root) == manifest:
+            raise
+        return open_index(root, verify=verify)  # another run has just replaced this index by the next one
     return Index(root, manifest)
 
 

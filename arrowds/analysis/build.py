@@ -286,4 +286,5 @@ def _unlisted(root: Path, committed: Manifest) -> list[Path]:
     older = [path for number in range(2, committed.generation) if (path := Layout(root, number).data).exists()]
     drafts = [*root.glob(f".{current.manifest.name}.*{storage.TEMPORARY}"), *current.data.glob(current.plan.name)]
     data = {folder / name for folder in (root, current.data) for name in ("metrics", "totals")}
-    return [*older, *drafts, *(path for folder in data for path in folder.rglob("*") if path not in needed)]
+    found = [path for folder in data if folder.exists() for path in (folder, *folder.rglob("*"))]
+    return [*older, *drafts, *(path for path in found if path not in needed)]
