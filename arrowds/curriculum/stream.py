@@ -137,7 +137,7 @@ class BatchStream(ABC):
 
     def add_epochs(self) -> None:
         """Add epochs until there is something left to yield; all that was yielded stays as it is."""
-        while self._next() is None:
+        while self._after_excluded(self._position) >= self.end:
             self.num_epochs += 1
             for cached in ("end", "_order"):  # cached properties; the order knows where it ends
                 self.__dict__.pop(cached, None)
