@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import arrowds
-from arrowds.cli import aio, convert, demo, index, profile
+from arrowds.cli import aio, convert, demo, index, profile, training
 from arrowds.errors import ArrowdsError
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 for command in (index.analyze, index.info, index.sql, index.plot, index.verify, convert.export, demo.demo):
     app.command()(command)
 app.command("import")(convert.import_)
+app.command()(training.batch)
+app.command()(training.run)
 app.add_typer(profile.app, name="profile")
 app.add_typer(aio.app, name="aio")
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from arrowds.cli import tables
+from arrowds.cli.training import train_demo
 
 
 def demo(
@@ -16,6 +17,9 @@ def demo(
     keep: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; an earlier demo is replaced.")] = Path(
         "arrowds-demo"
     ),
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a small model as well, and resume it exactly; needs DeepSpeed.")
+    ] = False,
 ) -> None:
     """Index every function and class of this Python's standard library, and query the index.
 
@@ -38,3 +42,5 @@ def demo(
     tables.print_frame(index.sql(result.query))
     typer.echo(f"\nthe data:  {result.data}\nthe index: {keep / 'index'}\n")
     typer.echo(f"try: arrowds info {keep / 'index'}\n     arrowds plot {keep / 'index'} tokens")
+    if train:
+        train_demo(result)

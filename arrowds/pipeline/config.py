@@ -69,6 +69,8 @@ class BatchConfig(Section):
     """Longer samples are cut to so many tokens."""
     pad_id: int = 0
     num_workers: Annotated[int, Field(ge=0)] = 0
+    record: bool = False
+    """Record which samples were drawn, in the folder ``consumed`` of the output; workers draw ahead of training."""
 
 
 class ModelConfig(Section):

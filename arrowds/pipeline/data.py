@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
+import pyarrow as pa
+
 from arrowds import metrics
 from arrowds.analysis.build import analyze
 from arrowds.curriculum.sampler import CurriculumSampler
@@ -17,6 +19,8 @@ from arrowds.metrics import Metric
 from arrowds.pipeline.collate import PaddingCollate
 from arrowds.pipeline.config import DataConfig, ExpressionMetric, IndexConfig, PipelineConfig, TokenMetric, load_config
 from arrowds.sources import Source, TokenizedSource, open_source
+
+CONSUMED = "consumed"
 
 
 def create_data_loader(
@@ -33,7 +37,7 @@ def create_data_loader(
     call :func:`prepare_index` on one of them first.
 
     Args:
-        dataset: a map-style dataset whose samples have token ids; None for that of ``config.data``.
+        dataset: a map-style dataset whose samples have token ids, files, or a table; None for that of ``config.data``.
         config: sections ``index``, ``curriculum`` and ``batches``, and ``data`` unless a dataset is given.
         rank: of this process among all that train.
         world_size: how many train.
@@ -43,12 +47,12 @@ def create_data_loader(
         ConfigError: for a configuration that makes no sense.
         IndexExistsError: when the index is of other data, or of metrics defined otherwise.
 
-    >>> import pyarrow as pa, tempfile
+    >>> import tempfile
     >>> table = pa.table({"input_ids": [[1, 2, 3], [4], [5, 6]]})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     config = {"index": {"path": f"{folder}/index", "metrics": [{"kind": "seqlen"}]}, "output": folder,
     ...               "batches": {"micro_batch_size": 3}}
-    ...     batch = next(iter(create_data_loader(ArrowDataset(table), config)))
+    ...     batch = next(iter(create_data_loader(table, config)))
     >>> sorted(batch), sorted(batch["input_ids"].tolist())
     (['attention_mask', 'input_ids', 'labels'], [[1, 2, 3], [4, 0, 0], [5, 6, 0]])
     """
@@ -66,10 +70,18 @@ def create_data_loader(
         seed=batches.seed,
         num_epochs=batches.num_epochs,
         order=batches.order,
+        record=checked.output / CONSUMED if batches.record else None,
     )
-    samples = ArrowDataset(_source(checked), columns=[column]) if dataset is None else dataset
+    samples = _as_dataset(_source(checked) if dataset is None else dataset, column)
     collate = collate_fn or PaddingCollate(token_column=column, max_length=batches.max_length, pad_id=batches.pad_id)
     return CurriculumDataLoader(samples, sampler, num_workers=batches.num_workers, collate_fn=collate)
+
+
+def _as_dataset(dataset: Any, column: str) -> Any:
+    """Return a map-style dataset: paths, sources and tables become one, everything else is one."""
+    if isinstance(dataset, str | PathLike | Source | pa.Table):
+        return ArrowDataset(dataset, columns=[column])
+    return dataset
 
 
 def prepare_index(dataset: Any, config: PipelineConfig) -> Index:
@@ -77,10 +89,8 @@ def prepare_index(dataset: Any, config: PipelineConfig) -> Index:
     wanted = list(_metrics(config.index, config.data))
     if not wanted:
         return open_index(config.index.path)
-    source = dataset.source if isinstance(dataset, ArrowDataset) else dataset
-    return analyze(
-        _source(config) if source is None else source, wanted, config.index.path, workers=config.index.workers
-    )
+    source = _source(config) if dataset is None else dataset
+    return analyze(source, wanted, config.index.path, workers=config.index.workers)
 
 
 def _source(config: PipelineConfig) -> Source:

@@ -78,7 +78,7 @@ def _join(rank: int, world_size: int) -> None:
     if accelerated:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # One process alone meets nobody: it needs no port, which could be taken.
-    store = dist.HashStore() if world_size == 1 else None
+    store = dist.HashStore() if world_size == 1 else None  # type: ignore[attr-defined]  # public, but not in __all__
     dist.init_process_group("nccl" if accelerated else "gloo", store=store, rank=rank, world_size=world_size)
 
 

@@ -159,9 +159,16 @@ class _Run:
         except BaseException:
             self._write_tables()
             raise
+        finally:
+            self._close_record()
         if done > saved:
             self._checkpoint(done)
         return done
+
+    def _close_record(self) -> None:
+        close = getattr(self.loader.sampler, "close", None)
+        if close is not None:
+            close()
 
     def _steps(self, begun: int) -> Iterator[StepRow]:
         import torch

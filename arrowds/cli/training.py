@@ -1,0 +1,149 @@
+"""``arrowds run`` and ``arrowds batch``: a run from a configuration, and the samples of any of its steps."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from arrowds.cli import tables
+from arrowds.errors import StateMismatchError
+
+if TYPE_CHECKING:
+    from arrowds.demo import Demo
+    from arrowds.pipeline.results import StepRow
+    from arrowds.pipeline.run import TrainingRun
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+
+def run(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A .json, .yaml or .yml file; see docs/tutorial.md.")
+    ],
+    *,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train up to this step instead.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write here instead.")] = None,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Begin anew; ignore checkpoints.")] = False,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw no chart.")] = False,
+) -> None:
+    """Do a whole run: index the dataset, train with its curriculum, write losses and difficulties per step.
+
+    Run again, it goes on from its latest checkpoint. Under torchrun, several processes train together.
+
+    Example: arrowds run run.yaml --steps 1000
+
+    Example: torchrun --nproc_per_node 2 --no-python arrowds run run.yaml
+    """
+    from arrowds.pipeline import load_config, run_pipeline
+
+    values = load_config(config)
+    if steps is not None:
+        values = values.model_copy(update={"training": values.training.model_copy(update={"steps": steps})})
+    if output is not None:
+        values = values.model_copy(update={"output": output})
+    hide_deprecations()
+    sys.path.insert(0, str(Path.cwd()))  # where the module of the model's factory is looked for first
+    result = run_pipeline(values, resume=not no_resume, progress=StepLines())
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if result.resumed_from:
+        typer.echo(f"went on from the checkpoint of step {result.resumed_from}")
+    typer.echo(f"{result.steps:,} steps; losses.parquet, difficulties.parquet and checkpoints are in {result.output}")
+    if not no_plot and result.steps:
+        _draw(result)
+
+
+def _draw(result: TrainingRun) -> None:
+    from arrowds.errors import MissingExtraError
+    from arrowds.pipeline.chart import CHART, plot_run
+
+    try:
+        plot_run(result.losses, result.difficulties, result.output / CHART)
+    except MissingExtraError as error:
+        typer.echo(f"no chart: {error}")
+        return
+    typer.echo(f"wrote {result.output / CHART}")
+
+
+def hide_deprecations() -> None:
+    """Keep torch from telling users, at every step, that DeepSpeed calls functions by their older names."""
+    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
+
+
+def train_demo(demo: Demo) -> None:
+    """Train on the demo's index, stop, resume, and say whether the result is that of a run in one go."""
+    from arrowds.training_demo import run_training_demo
+
+    hide_deprecations()
+    typer.echo("\ntraining on the bytes of the functions, short ones first, with DeepSpeed ZeRO-3: in one go,")
+    typer.echo("then once more, stopped after half of the steps and resumed from DeepSpeed's checkpoint\n")
+    result = run_training_demo(demo, progress=StepLines())
+    first, last = (result.whole.losses["loss"][row].as_py() for row in (0, -1))
+    typer.echo(f"\nthe loss went from {first:.3f} to {last:.3f} in {result.whole.steps} steps")
+    typer.echo(f"resumed after step {result.resumed.resumed_from}:")
+    same = "the same" if result.same_batches else "NOT the same"
+    typer.echo(f"  {result.resumed_samples.num_rows:,} samples drawn, {same} in the same order as in one go")
+    typer.echo(f"  largest difference of a step's loss: {result.largest_difference:g}")
+    typer.echo(f"losses and difficulties per step: {result.resumed.output}")
+    _draw(result.resumed)
+    if not result.same_batches:
+        raise StateMismatchError("the resumed run drew other samples than the run in one go")
+
+
+class StepLines:
+    """Print a line for a step, but not more often than every other second."""
+
+    def __init__(self) -> None:
+        self._printed = -_SECONDS_BETWEEN_LINES
+
+    def __call__(self, row: StepRow) -> None:
+        now = time.monotonic()
+        if now - self._printed < _SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        difficulties = "".join(f"  {name} {value:g}" for name, value in row.difficulties.items())
+        typer.echo(f"step {row.step:>6,}  loss {row.loss:.4f}  lr {row.lr:.3g}  {row.tokens:,} tokens{difficulties}")
+
+
+def batch(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of an index.")],
+    *,
+    config: Annotated[Path, typer.Option(help="DeepSpeed's JSON, or the configuration of arrowds run.")],
+    step: Annotated[int, typer.Option(min=1, help="Which step; the first is 1.")],
+    rank: Annotated[int | None, typer.Option(min=0, help="Only the samples of this rank.")] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="How many ranks train; by default as the batch sizes say, or 1.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per sample.")] = False,
+) -> None:
+    """List the samples that any step of a run draws, with their metric values; nothing before it is computed.
+
+    Example: arrowds batch index --config ds_config.json --step 12345 --rank 0
+    """
+    import polars as pl
+
+    from arrowds.errors import ConfigError
+    from arrowds.index import open_index
+    from arrowds.pipeline.sampler_settings import sampler_from_settings
+
+    if csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json", param_hint="--csv")
+    sampler = sampler_from_settings(open_index(index), config, rank=rank or 0, world_size=world_size)
+    if step > sampler.num_steps:
+        raise ConfigError(f"there is no step {step}: the run has {sampler.num_steps:,} steps")
+    samples = pl.DataFrame(sampler.trace(step))
+    if rank is not None:
+        samples = samples.filter(pl.col("rank") == rank)
+    if csv:
+        typer.echo(samples.write_csv(), nl=False)
+    elif as_json:
+        typer.echo(samples.write_ndjson(), nl=False)
+    else:
+        tables.print_frame(samples)

@@ -1,0 +1,122 @@
+"""The sampler that a configuration file stands for: DeepSpeed's JSON, or the configuration of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, Literal
+
+from arrowds.curriculum.ranks import RankLayout
+from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.errors import ConfigError
+from arrowds.index import Index
+from arrowds.pipeline.config import load_config, read_settings
+
+Order = Literal["stateless", "deepspeed"]
+
+_ENABLED_AT = ("data_efficiency", "data_sampling", "curriculum_learning")
+_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def sampler_from_settings(
+    index: Index,
+    settings: Mapping[str, Any] | str | PathLike[str],
+    *,
+    rank: int = 0,
+    world_size: int | None = None,
+    order: Order | None = None,
+) -> CurriculumSampler:
+    """Return the sampler that trains on an index under a configuration.
+
+    Args:
+        index: an open index with the metrics of the curriculum; paths in the configuration are not followed.
+        settings: DeepSpeed's configuration (recognised by its batch sizes or ``data_efficiency``) or that of
+            ``arrowds run``; a dictionary or a file.
+        rank: of this process.
+        world_size: how many train. None: as DeepSpeed's three batch sizes say when all are given, else 1.
+        order: None: as a run's configuration says; stateless for DeepSpeed's.
+
+    Raises:
+        ConfigError: for a configuration without an enabled curriculum, or batch sizes that contradict each other.
+
+    >>> index = getfixture("index_of_lengths")
+    >>> metrics = {"seqlen": {"difficulty_type": "value", "clustering_type": "schedule_based", "min_difficulty": 8,
+    ...     "max_difficulty": 64, "schedule_type": "fixed_linear",
+    ...     "schedule_config": {"total_curriculum_step": 20, "difficulty_step": 8}}}
+    >>> curriculum = {"enabled": True, "curriculum_metrics": metrics}
+    >>> sampling = {"enabled": True, "curriculum_learning": curriculum}
+    >>> sampler = sampler_from_settings(
+    ...     index, {"train_batch_size": 16, "data_efficiency": {"enabled": True, "data_sampling": sampling}})
+    >>> len(sampler.global_batch_at(12_345)), sampler.difficulties_at(5)
+    (16, {'seqlen': 16})
+    """
+    values = settings if isinstance(settings, Mapping) else read_settings(settings)
+    if {"data_efficiency", *_SIZES} & values.keys():
+        return _of_deepspeed(index, values, rank=rank, world_size=world_size, order=order)
+    config = load_config(values)
+    return CurriculumSampler(
+        index,
+        config.curriculum,
+        micro_batch_size=config.batches.micro_batch_size,
+        gradient_accumulation_steps=config.batches.gradient_accumulation_steps,
+        rank=rank,
+        world_size=world_size or 1,
+        seed=config.batches.seed,
+        num_epochs=config.batches.num_epochs,
+        order=order or config.batches.order,
+    )
+
+
+def _of_deepspeed(
+    index: Index, values: Mapping[str, Any], *, rank: int, world_size: int | None, order: Order | None
+) -> CurriculumSampler:
+    efficiency = values.get("data_efficiency", {})
+    sampling = efficiency.get("data_sampling", {})
+    curriculum = sampling.get("curriculum_learning", {})
+    for depth, section in enumerate((efficiency, sampling, curriculum), 1):
+        if not section.get("enabled", False):
+            place = ".".join(_ENABLED_AT[:depth])
+            raise ConfigError(f'{place} is not enabled, so there is no curriculum to follow; set "enabled": true in it')
+    layout = deepspeed_layout(values, rank=rank, world_size=world_size)
+    return CurriculumSampler(
+        index,
+        curriculum.get("curriculum_metrics", {}),
+        micro_batch_size=layout.micro_batch_size,
+        gradient_accumulation_steps=layout.gradient_accumulation_steps,
+        rank=rank,
+        world_size=layout.world_size,
+        seed=efficiency.get("seed", 1234),
+        num_epochs=sampling.get("num_epochs", 1000),
+        order=order or "stateless",
+        drop_last=bool(values.get("dataloader_drop_last", False)),
+    )
+
+
+def deepspeed_layout(values: Mapping[str, Any], *, rank: int = 0, world_size: int | None = None) -> RankLayout:
+    """Work out DeepSpeed's batch sizes from those that are given, as it does. Pure.
+
+    Raises:
+        ConfigError: when they contradict each other, or do not suffice.
+
+    >>> deepspeed_layout({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4}, world_size=2)
+    RankLayout(micro_batch_size=4, rank=0, world_size=2, gradient_accumulation_steps=4)
+    """
+    total, micro, accumulation = (None if values.get(key) == "auto" else values.get(key) for key in _SIZES)
+    given = ", ".join(f"{key}={values[key]!r}" for key in _SIZES if key in values) or "none of them"
+    for size in (total, micro, accumulation):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ConfigError(f"batch sizes must be positive integers, got {given}")
+    if total is None and micro is None:
+        raise ConfigError(f"train_batch_size or train_micro_batch_size_per_gpu must be given; there is {given}")
+    ranks = world_size
+    if ranks is None:
+        ranks = max(1, total // (micro * accumulation)) if total and micro and accumulation else 1
+    if micro is None:
+        micro = (total or 0) // (ranks * (accumulation or 1))
+    if accumulation is None:
+        accumulation = 1 if total is None else total // (micro * ranks) if micro else 0
+    if total is not None and total != micro * accumulation * ranks:
+        raise ConfigError(
+            f"{given} do not fit together with {ranks} ranks: the first must be the product of all others"
+        )
+    return RankLayout(micro_batch_size=micro, rank=rank, world_size=ranks, gradient_accumulation_steps=accumulation)
