@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from arrowds.curriculum.schedule import METRIC_KEYS, CurriculumScheduler, Number, check_keys
+from arrowds.curriculum.schedule import METRIC_KEYS, CurriculumScheduler, check_keys
+from arrowds.curriculum.schedule_shapes import Number
 from arrowds.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from arrowds.curriculum.config import CurriculumMetric
-from arrowds.curriculum.pools import Ids, MetricValues, Phases, id_dtype
+from arrowds.curriculum.metric_values import Ids, MetricValues, id_dtype
+from arrowds.curriculum.pools import Phases
 from arrowds.errors import EmptyPoolError
 
 Int64 = npt.NDArray[np.int64]

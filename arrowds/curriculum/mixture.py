@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from arrowds.curriculum.apportion import Changes, DrawPlan
 from arrowds.curriculum.config import Curriculum, curriculum_digest, parse_curriculum
-from arrowds.curriculum.pools import MetricSource, Phases, build_pools
+from arrowds.curriculum.metric_values import MetricSource
+from arrowds.curriculum.pools import Phases, build_pools
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.stateless import StatelessOrder, shuffled
 from arrowds.curriculum.stream import BatchStream, check_step

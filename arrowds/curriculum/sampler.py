@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from arrowds.curriculum.config import Curriculum, CurriculumMetric, curriculum_digest, parse_curriculum
 from arrowds.curriculum.deepspeed_order import DeepSpeedOrder
-from arrowds.curriculum.pools import DerivedMetric, MetricSource, Phases, build_pools, evaluate, find_metric
+from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, evaluate, find_metric
+from arrowds.curriculum.pools import Phases, build_pools
 from arrowds.curriculum.ranks import RankLayout
-from arrowds.curriculum.schedule import Number
+from arrowds.curriculum.schedule_shapes import Number
 from arrowds.curriculum.stateless import StatelessOrder
 from arrowds.curriculum.stream import BatchStream, check_step
 from arrowds.curriculum.trace import trace_table

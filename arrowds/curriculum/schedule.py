@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from arrowds.curriculum.schedule_shapes import Discrete, Function, Number, Piecewise, Root, Schedule
 from arrowds.errors import ConfigError
-
-Number = int | float
 
 SCHEDULE_KEYS = ("min_difficulty", "max_difficulty", "schedule_type", "schedule_config")
 PATH_KEYS = ("index_path", "index_to_sample_path", "index_to_metric_path")
 METRIC_KEYS = (*SCHEDULE_KEYS, "difficulty_type", "clustering_type", *PATH_KEYS)
-
-
-class Schedule(Protocol):
-    """A pure function of the step, with what is known about its shape."""
-
-    def difficulty(self, step: int) -> Number:
-        """Return the difficulty of a step (the first is 1). Pure."""
-
-    def knots(self) -> list[int] | None:
-        """Return steps between which the difficulty is monotonic, the last one where it stops to change.
-
-        None: nothing is known, every step has to be asked.
-        """
 
 
 def register_schedule(name: str, function: Callable[[int, Mapping[str, Any]], Number]) -> None:
@@ -54,84 +38,6 @@ def register_schedule(name: str, function: Callable[[int, Mapping[str, Any]], Nu
 _REGISTERED: dict[str, Callable[[int, Mapping[str, Any]], Number]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Root:
-    """From min to max along the n-th root of the step, floored to multiples of ``difficulty_step``."""
-
-    low: Number
-    high: Number
-    total: Number
-    multiple: Number
-    degree: Number
-
-    def difficulty(self, step: int) -> Number:
-        progress = (float(step) / self.total) ** (1.0 / self.degree)
-        raw = math.floor(progress * (self.high - self.low) + self.low)
-        lowest = -(-self.low // self.multiple) * self.multiple
-        level: Number = min(max(raw - raw % self.multiple, lowest), self.high)
-        return level
-
-    def knots(self) -> list[int]:
-        if self.high <= self.low:
-            return [1]
-        # A maximum that is no multiple of the step is reached only where the next multiple would be.
-        progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
-        return [1, math.ceil(self.total * progress**self.degree) + 2]
-
-
-@dataclass(frozen=True, slots=True)
-class _Discrete:
-    """A list of difficulties with the last step of each but the last."""
-
-    difficulties: Sequence[Number]
-    last_steps: Sequence[int]
-
-    def difficulty(self, step: int) -> Number:
-        if step > self.last_steps[-1]:
-            return self.difficulties[-1]
-        return next(level for level, last in zip(self.difficulties, self.last_steps, strict=False) if step <= last)
-
-    def knots(self) -> list[int]:
-        return [step for last in self.last_steps for step in (last, last + 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piecewise:
-    """Straight lines or steps between points (step, difficulty); it may fall."""
-
-    steps: tuple[int, ...]
-    levels: tuple[Number, ...]
-    multiple: Number
-    straight: bool
-
-    def difficulty(self, step: int) -> Number:
-        after = next((i for i, at in enumerate(self.steps) if at > step), len(self.steps))
-        if after == 0:
-            return self.levels[0]
-        if after == len(self.steps) or not self.straight:
-            return self.levels[after - 1]
-        (start, stop), (low, high) = self.steps[after - 1 : after + 1], self.levels[after - 1 : after + 1]
-        exact = low + (high - low) * (step - start) / (stop - start)
-        return max(math.floor(exact / self.multiple) * self.multiple, min(low, high))
-
-    def knots(self) -> list[int]:
-        return [step for at in self.steps for step in (at - 1, at, at + 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Function:
-    """A function of the user, asked at every step up to ``total`` where there is one."""
-
-    function: Callable[[int], Number]
-    total: int | None
-
-    def difficulty(self, step: int) -> Number:
-        return self.function(step if self.total is None else min(step, self.total))
-
-    def knots(self) -> list[int] | None:
-        return None if self.total is None else list(range(1, self.total + 1))
-
-
 def make_schedule(config: Mapping[str, Any], function: Callable[[int], Number] | None = None) -> Schedule:
     """Return the schedule that a metric's dictionary describes; ``function`` serves ``schedule_type`` "custom".
 
@@ -148,10 +54,10 @@ def make_schedule(config: Mapping[str, Any], function: Callable[[int], Number] |
         for key in ("min_difficulty", "max_difficulty"):
             _number(config, key, of="the curriculum")
     if kind == "custom":
-        return _Function(function or _not_set, _total(settings))
+        return Function(function or _not_set, _total(settings))
     if kind in _REGISTERED:
         registered = _REGISTERED[kind]
-        return _Function(lambda step: registered(step, settings), _total(settings))
+        return Function(lambda step: registered(step, settings), _total(settings))
     return _BUILT_IN[kind](config, settings)
 
 
@@ -172,7 +78,7 @@ def _root(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
             f"min_difficulty {config['min_difficulty']} is above max_difficulty {config['max_difficulty']}; "
             "a curriculum that narrows is a 'fixed_discrete' or 'piecewise' schedule with falling difficulties"
         )
-    return _Root(config["min_difficulty"], config["max_difficulty"], total, multiple, degree[0] if degree else 1)
+    return Root(config["min_difficulty"], config["max_difficulty"], total, multiple, degree[0] if degree else 1)
 
 
 def _discrete(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
@@ -183,7 +89,7 @@ def _discrete(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedul
             "schedule_config of fixed_discrete needs 'difficulty' and 'max_step', the last step of each difficulty "
             f"but the last: one element less; got {len(levels or ())} and {len(last_steps or ())}"
         )
-    return _Discrete(tuple(levels), tuple(last_steps))
+    return Discrete(tuple(levels), tuple(last_steps))
 
 
 def _piecewise(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
@@ -197,7 +103,7 @@ def _piecewise(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedu
     if interpolation not in ("linear", "step"):
         raise ConfigError(f"interpolation must be 'linear' or 'step', got {interpolation!r}")
     multiple = _number({"difficulty_step": 1, **settings}, "difficulty_step", of="schedule_config", positive=True)
-    return _Piecewise(tuple(steps), tuple(level for _, level in points), multiple, interpolation == "linear")
+    return Piecewise(tuple(steps), tuple(level for _, level in points), multiple, interpolation == "linear")
 
 
 _BUILT_IN: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Schedule]] = {
@@ -219,7 +125,7 @@ def changes(schedule: Schedule, *, highest: Number, limit: int) -> tuple[list[in
         highest: the maximum.
         limit: the last step to ask a schedule of which nothing is known.
 
-    >>> changes(_Discrete((8, 16, 4), (2, 9)), highest=16, limit=100)
+    >>> changes(Discrete((8, 16, 4), (2, 9)), highest=16, limit=100)
     ([1, 3, 10], [8, 16, 4])
     """
     starts: list[int] = []

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from arrowds.curriculum.apportion import Changes
+from arrowds.curriculum.metric_values import Ids
 from arrowds.curriculum.permutation import permute, unpermute
-from arrowds.curriculum.pools import Ids, Pools
+from arrowds.curriculum.pools import Pools
 from arrowds.errors import ConfigError, EmptyPoolError
 
 Int64 = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ from arrowds.curriculum.ranks import RankLayout
 from arrowds.errors import StorageError, UnreadableFileError
 
 if TYPE_CHECKING:
-    from arrowds.curriculum.pools import MetricValues
+    from arrowds.curriculum.metric_values import MetricValues
 
 RECORD_SCHEMA = pa.schema({"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()})
 _ROWS_PER_WRITE = 4096

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_index import MemoryIndex, discrete, linear
 
+from arrowds.curriculum import metric_values
 from arrowds.curriculum import pools as pools_module
 from arrowds.curriculum.config import CurriculumMetric, parse_curriculum
-from arrowds.curriculum.pools import DerivedMetric, Phases, Pools, build_pools, evaluate
+from arrowds.curriculum.metric_values import DerivedMetric, evaluate
+from arrowds.curriculum.pools import Phases, Pools, build_pools
 from arrowds.errors import ConfigError, EmptyPoolError
 
 values = st.lists(st.integers(0, 9), min_size=1, max_size=40)
@@ -117,7 +119,7 @@ def test_a_difficulty_outside_the_values_is_refused() -> None:
 
 
 def test_expressions_are_computed_over_blocks_with_nulls_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools_module, "BLOCK", 2)
+    monkeypatch.setattr(metric_values, "BLOCK", 2)
     index = MemoryIndex(a=np.ma.MaskedArray([4, 0, 2, 3, 1], mask=[0, 1, 0, 0, 0]), b=np.array([1.0, 1, 2, 3, np.nan]))
     product = DerivedMetric(evaluate(index, pl.col("a") * pl.col("b")))
     assert product.order.tolist() == [0, 2, 3]

@@ -1,0 +1,131 @@
+"""What a sampler needs of an index: values and orders of metrics, and of expressions over metrics."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowds.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+BLOCK = 1 << 20
+
+
+class MetricValues(Protocol):
+    """One metric, as ``arrowds.Index`` gives it: see :class:`arrowds.metric_index.MetricIndex`."""
+
+    @property
+    def values(self) -> np.ndarray: ...
+
+    @property
+    def order(self) -> Ids: ...
+
+    def rank(self, value: float, *, side: Literal["left", "right"] = "right") -> int: ...
+
+
+class MetricSource(Protocol):
+    """What a sampler needs of an index."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def metrics(self) -> list[str]: ...
+
+    def __getitem__(self, name: str) -> MetricValues: ...
+
+
+class DerivedMetric:
+    """A metric computed from others: one value per sample, in memory; NaN and null values are never admitted."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    @cached_property
+    def order(self) -> Ids:
+        """The ids sorted by (value, id)."""
+        valid = valid_rows(self.values)
+        ids = np.arange(len(self.values), dtype=id_dtype(len(self.values)))
+        ids = ids if valid is None else ids[valid]
+        ordered: Ids = ids[np.argsort(np.ma.getdata(self.values)[ids], kind="stable")]
+        return ordered
+
+    def rank(self, value: float, *, side: Literal["left", "right"] = "right") -> int:
+        """Return how many samples have a value <= ``value`` (< with ``side="left"``)."""
+        return int(np.searchsorted(np.ma.getdata(self.values)[self.order], value, side=side))
+
+
+def valid_rows(values: np.ndarray) -> npt.NDArray[np.bool_] | None:
+    """Return which rows are neither null nor NaN; None stands for all."""
+    plain, mask = np.ma.getdata(values), np.ma.getmask(values)
+    number = ~np.isnan(plain) if plain.dtype.kind == "f" else None
+    if mask is np.ma.nomask:
+        return number
+    return np.asarray(~mask if number is None else number & ~mask)
+
+
+def id_dtype(num_samples: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Return uint32 where all ids fit, else uint64."""
+    return np.dtype(np.uint32 if num_samples <= 1 << 32 else np.uint64)
+
+
+def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
+    """Return the values of an expression over metrics, one per sample, computed in blocks of the mapped values.
+
+    Raises:
+        ConfigError: when the expression uses something else than metrics of the index.
+    """
+    import polars as pl
+
+    names = expression.meta.root_names()
+    for name in names:
+        find_metric(index, name)
+    if not names:
+        raise ConfigError(f"{expression} uses no metric; the index has {', '.join(index.metrics)}")
+    blocks = []
+    for start in range(0, index.num_samples, BLOCK):
+        columns = {name: _series(index[name].values[start : start + BLOCK]) for name in names}
+        frame = pl.DataFrame(columns).select(expression.alias("value"))
+        blocks.append(_numbers(frame["value"], expression))
+    return (
+        np.ma.concatenate(blocks)  # type: ignore[no-untyped-call]  # NumPy has no types for it
+        if any(isinstance(block, np.ma.MaskedArray) for block in blocks)
+        else np.concatenate(blocks)
+    )
+
+
+def _series(values: np.ndarray) -> pl.Series:
+    import polars as pl
+
+    series = pl.Series(np.ma.getdata(values))
+    mask = np.ma.getmask(values)
+    return series if mask is np.ma.nomask else series.to_frame("x").select(pl.when(~pl.Series(mask)).then("x"))["x"]
+
+
+def _numbers(series: pl.Series, expression: pl.Expr) -> np.ndarray:
+    if not (series.dtype.is_numeric() or series.dtype.to_python() is bool):
+        raise ConfigError(f"{expression} gives {series.dtype}, which is no number")
+    if not series.null_count():
+        return series.to_numpy()
+    return np.ma.MaskedArray(series.fill_null(0).to_numpy(), mask=series.is_null().to_numpy())
+
+
+def find_metric(index: MetricSource, name: str) -> MetricValues:
+    """Return a metric of the index.
+
+    Raises:
+        ConfigError: naming the metrics there are.
+    """
+    if name not in index.metrics:
+        raise ConfigError(f"the index has no metric {name!r}; it has {', '.join(index.metrics) or 'none'}")
+    return index[name]
