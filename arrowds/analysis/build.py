@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from arrowds import lock, manifest, storage
-from arrowds.analysis.engines.local import run_local
+from arrowds.analysis.engines.local import check_workers, run_local
 from arrowds.analysis.map import read_sum
 from arrowds.analysis.plan import BuildPlan, make_plan
 from arrowds.analysis.progress import ProgressCallback, reporting
@@ -82,6 +82,7 @@ def analyze(
     array([2, 0], dtype=uint32)
     """
     _check_engine(engine)
+    check_workers(workers)
     root = _local_path(path)
     plan = make_plan(open_source(source), metrics, Layout(root))
     if not overwrite and Layout(root).manifest.exists():

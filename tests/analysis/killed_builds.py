@@ -2,8 +2,8 @@
 
 Usage: killed_builds.py FOLDER fresh|overwrite
 
-A step is a change of the file system below the index, as Python's audit events tell it; the kill comes just before. Each
-build runs in a fork of this process, which has imported everything and has started no thread.
+A step is a change of the file system below the index, as Python's audit events tell it; the kill comes just before.
+Each build runs in a fork of this process, which has imported everything and has started no thread.
 """
 
 from __future__ import annotations

@@ -18,11 +18,12 @@ class Numbers:
         return self.n
 
     def __getitem__(self, i: int) -> dict[str, object]:
-        return {"x": i * 7919 % 1000, "tokens": np.arange(i % 4)}
+        return {"id": i, "x": i * 7919 % 1000, "tokens": np.arange(i % 4)}
 
 
 def collate(samples: list[dict[str, object]]) -> dict[str, object]:
-    return {"x": np.array([sample["x"] for sample in samples]), "tokens": [sample["tokens"] for sample in samples]}
+    batch: dict[str, object] = {name: np.array([sample[name] for sample in samples]) for name in ("id", "x")}
+    return batch | {"tokens": [sample["tokens"] for sample in samples]}
 
 
 def numbers() -> TorchSource:

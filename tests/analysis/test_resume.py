@@ -27,11 +27,11 @@ from arrowds.layout import Layout
 HERE = Path(__file__).parent
 
 
-def python(script: str | Path, *arguments: object, **options) -> subprocess.CompletedProcess[str]:
+def python(script: str | Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     paths = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("mode", ["fresh", "overwrite"])
@@ -98,7 +98,7 @@ def test_a_run_with_workers_that_is_killed_at_random_moments_ends_in_the_same_by
         kills += done == -signal.SIGKILL
         if done == 0:
             break
-        with pytest.raises(IndexNotFoundError, match="does not exist|unfinished|no manifest"):
+        with pytest.raises(IndexNotFoundError, match=r"does not exist|unfinished|no manifest"):
             arrowds.open_index(tmp_path / "killed")
     assert kills >= 1
     assert_same(tmp_path / "killed", tmp_path / "whole")
@@ -141,7 +141,7 @@ def table(n: int = ROWS, *, add: int = 0) -> pa.Table:
 def interrupted(path: Path, *, data: pa.Table | None = None, by: int = 2, overwrite: bool = False) -> None:
     """Leave the first two parts finished."""
     metric = Counted(fail_at=2100).metric(by=by)
-    with pytest.raises(MetricFailedError, match="'m' raised ValueError on samples? "):
+    with pytest.raises(MetricFailedError, match=r"'m' raised ValueError on samples? "):
         arrowds.analyze(data or table(), metric, path, workers=1, overwrite=overwrite, progress=False)
 
 
@@ -233,7 +233,7 @@ def test_sums_of_floats_do_not_depend_on_which_metrics_were_finished(tmp_path):
             values = np.random.default_rng(0).random(2048)[start:stop] * 1e9
             step = 100 // len(names)
             for low in range(0, stop - start, step):
-                yield pa.record_batch({name: values[low : low + step] for name in names})
+                yield pa.record_batch(dict.fromkeys(names, values[low : low + step]))
 
     def chosen(fail: bool):
         def second(batch):

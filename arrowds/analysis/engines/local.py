@@ -22,6 +22,12 @@ _STARTUP_SECONDS = 5.0
 """What starting workers costs at the most: importing torch and the dataset's modules, and sending them the dataset."""
 
 
+def check_workers(workers: int | None) -> None:
+    """Raise ConfigError for a number of workers that makes no sense."""
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1; got {workers}")
+
+
 def run_local(
     task: MapTask, parts: Sequence[PartRange], *, workers: int | None, most_workers: int | None = None
 ) -> Iterator[PartRange]:
@@ -34,8 +40,7 @@ def run_local(
             where source and metrics work outside the interpreter lock, else processes.
         most_workers: bounds the choice where ``workers`` is None; by default the number of cores.
     """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1; got {workers}")
+    check_workers(workers)
     count = min(workers or most_workers or os.cpu_count() or 1, max(len(parts), 1))
     if workers == 1 or not parts:
         yield from _in_process(task, deque(parts))
