@@ -77,7 +77,7 @@ def _create(path: Path, holder: dict[str, object]) -> bool:
         draft.write_text(json.dumps(holder), encoding="utf-8")
         return _linked(draft, path)
     except OSError as error:
-        raise StorageError(error.errno, f"{path.parent} can't be written: {error.strerror}") from error
+        raise StorageError(error.errno, f"{path.parent} can't be written: {storage.explained(error)}") from error
     finally:
         if path.parent.is_dir():
             draft.unlink(missing_ok=True)

@@ -60,11 +60,12 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # what went wrong above may go wrong here too, and says more
             temporary.unlink()
         if isinstance(error, OSError) and not isinstance(error, StorageError):
-            raise StorageError(error.errno, f"{path} could not be written: {_explained(error)}") from error
+            raise StorageError(error.errno, f"{path} could not be written: {explained(error)}") from error
         raise
 
 
-def _explained(error: OSError) -> str:
+def explained(error: OSError) -> str:
+    """Say in words why a file could not be written, and what to do about it."""
     reasons = {
         errno.ENOSPC: "the disk is full; free space or choose another path, then run again: finished parts are kept",
         errno.EDQUOT: "the disk quota is used up; free space or choose another path, then run again",
@@ -231,7 +232,7 @@ def scratch_array(folder: Path, dtype: np.dtype[np.generic], length: int) -> Ite
                 os.posix_fallocate(file.fileno(), 0, nbytes)
             buffer = mmap.mmap(file.fileno(), 0)
     except OSError as error:
-        raise StorageError(error.errno, f"no room for {nbytes} bytes in {folder}: {_explained(error)}") from error
+        raise StorageError(error.errno, f"no room for {nbytes} bytes in {folder}: {explained(error)}") from error
     yield np.frombuffer(buffer, dtype, count=length)
 
 
