@@ -101,14 +101,15 @@ class HugeMetric:
     """A metric of which only the order exists, as a file: sample i has the value i / n * 2048."""
 
     def __init__(self, path: Path, count: int) -> None:
-        self.order = np.memmap(path, np.uint32, "r", shape=(count,))
+        self.order = np.asarray(np.memmap(path, np.uint32, "r", shape=(count,)))
+        self._items = memoryview(self.order)
         self.values = np.broadcast_to(np.uint16(2048), (count,))
 
     def rank(self, value: float, *, side: str = "right") -> int:
         low, high = 0, len(self.order)
         while low < high:
             middle = (low + high) // 2
-            fits = int(self.order[middle]) * 2048 / len(self.order) <= value
+            fits = self._items[middle] * 2048 / len(self.order) <= value
             low, high = (middle + 1, high) if fits else (low, middle)
         return low
 
