@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from arrowds.integrations.deepspeed.data_analyzer import DataAnalyzer
+    from arrowds.integrations.deepspeed.data_loader import DeepSpeedDataLoader
+    from arrowds.integrations.deepspeed.data_sampler import DeepSpeedDataSampler
     from arrowds.integrations.deepspeed.distributed_analyzer import DistributedDataAnalyzer
     from arrowds.integrations.deepspeed.dynamic_batching import (
         batch_by_seqlens,
@@ -27,19 +29,24 @@ if TYPE_CHECKING:
     )
     from arrowds.integrations.deepspeed.export import AnalyzerRun, export_index
     from arrowds.integrations.deepspeed.import_legacy import import_index
+    from arrowds.integrations.deepspeed.engine import deepspeed_io, initialize
     from arrowds.integrations.deepspeed.profiler import attach_profiler
 
 __all__ = [
     "AnalyzerRun",
     "DataAnalyzer",
+    "DeepSpeedDataLoader",
+    "DeepSpeedDataSampler",
     "DistributedDataAnalyzer",
     "attach_profiler",
     "batch_by_seqlens",
     "dataloader_for_variable_batch_size",
+    "deepspeed_io",
     "export_index",
     "get_dataloader_and_lr_scheduler_for_variable_batch_size",
     "get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed",
     "import_index",
+    "initialize",
     "lr_scheduler_for_variable_batch_size",
     "scale_lr",
 ]
@@ -47,14 +54,18 @@ __all__ = [
 _MODULES = {
     "AnalyzerRun": "export",
     "DataAnalyzer": "data_analyzer",
+    "DeepSpeedDataLoader": "data_loader",
+    "DeepSpeedDataSampler": "data_sampler",
     "DistributedDataAnalyzer": "distributed_analyzer",
     "attach_profiler": "profiler",
     "batch_by_seqlens": "dynamic_batching",
     "dataloader_for_variable_batch_size": "dynamic_batching",
+    "deepspeed_io": "engine",
     "export_index": "export",
     "get_dataloader_and_lr_scheduler_for_variable_batch_size": "dynamic_batching",
     "get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed": "dynamic_batching_engine",
     "import_index": "import_legacy",
+    "initialize": "engine",
     "lr_scheduler_for_variable_batch_size": "dynamic_batching",
     "scale_lr": "dynamic_batching",
 }

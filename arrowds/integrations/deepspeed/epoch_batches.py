@@ -1,0 +1,77 @@
+"""Batches of the ids that any torch sampler gives, epoch after epoch, with a position that can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from arrowds.errors import StateMismatchError
+
+STATE_VERSION = 1
+
+
+class EpochBatches:
+    """One rank's batches of a torch sampler's ids; each full iteration moves on to the next epoch.
+
+    A sampler with ``set_epoch``, such as torch's ``DistributedSampler``, orders every epoch anew. An iteration starts
+    at the first batch or, once after ``load_state_dict``, where the state was taken. A resumed run is exact where the
+    sampler gives the same ids for the same epoch.
+
+    >>> batches = EpochBatches(range(5), 2, drop_last=False)
+    >>> list(batches), batches.epoch, len(batches)
+    ([[0, 1], [2, 3], [4]], 1, 3)
+    """
+
+    def __init__(self, sampler: Iterable[int], batch_size: int, *, drop_last: bool) -> None:
+        self.sampler: Any = sampler
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.epoch = 0
+        self._start = self._given = 0
+
+    def __len__(self) -> int:
+        """Batches of each epoch."""
+        return (len(self.sampler) if self.drop_last else len(self.sampler) + self.batch_size - 1) // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, self._start = self._start, 0
+        self._given, epoch = start, self.epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+        ids = islice(iter(self.sampler), start * self.batch_size, None)
+        while batch := list(islice(ids, self.batch_size)):
+            if self.drop_last and len(batch) < self.batch_size:
+                break
+            self._given += 1
+            yield batch
+        if self.epoch == epoch:
+            self.epoch, self._given = epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; the present one keeps its place."""
+        if epoch != self.epoch:
+            self.epoch, self._start, self._given = epoch, 0, 0
+
+    def _sizes(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "samples_of_rank": len(self.sampler)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this run is, in JSON types."""
+        return {"version": STATE_VERSION, **self._sizes(), "epoch": self.epoch, "batches": self._given}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken, with the next iteration.
+
+        Raises:
+            StateMismatchError: for a state of other sizes: of the batches, the dataset or the world.
+        """
+        expected = {"version": STATE_VERSION, **self._sizes()}
+        if differing := [
+            f"{name} {state.get(name)!r}, here {here}" for name, here in expected.items() if state.get(name) != here
+        ]:
+            raise StateMismatchError(f"the state was saved with {'; '.join(differing)}")
+        self.epoch, self._start = state["epoch"], state["batches"]
+        if self._start >= len(self):
+            self.epoch, self._start = self.epoch + 1, 0
+        self._given = self._start
