@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 
 from arrowds.batch import Batch
+from arrowds.callable_digest import callable_digest
 from arrowds.errors import ArrowdsError, ConfigError, SourceError
 from arrowds.sources import fingerprint as digests
 from arrowds.sources.base import Source, check_target
@@ -128,15 +129,17 @@ class TorchSource(Source):
 
     @cached_property
     def _fingerprint(self) -> str:
+        # What metrics see is what the collate function makes of the samples.
+        collated = [] if self.collate_fn is None else [callable_digest(self.collate_fn)]
         if self._given is not None:
-            return digests.combine("named", [self._given])
+            return digests.combine("named", [self._given, *collated])
         count = self._len if self._len <= _FULLY_DIGESTED else _DIGESTED_OF_MORE
         ids = np.linspace(0, self._len - 1, count, dtype=np.int64).tolist()
         state = xxhash.xxh3_128()
         for low in range(0, count, self.batch_size):
             for sample in self._samples(ids[low : low + self.batch_size]):
                 feed(sample, state.update)
-        return digests.combine("torch", [self._name, str(self._len), state.hexdigest()])
+        return digests.combine("torch", [self._name, str(self._len), state.hexdigest(), *collated])
 
     @property
     def description(self) -> str:
