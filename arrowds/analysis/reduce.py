@@ -2,7 +2,7 @@
 
 The steps: copy the parts into the map of values; learn the distribution, exactly for integers of a small range and
 from a random sample otherwise; cut it into buckets; distribute the ids into the buckets; sort each bucket that has more
-than one value with Polars; write.
+than one value; write.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from arrowds import storage
@@ -39,6 +38,7 @@ from arrowds.zero_copy import arrow_view, numpy_view
 
 _SAMPLE_SIZE = 1 << 18
 _ROWS_PER_FILE = 1 << 22
+_ROW_BITS = 32
 
 Distinct = tuple[np.ndarray, np.ndarray]
 """Distinct values, ascending, and how often each occurs."""
@@ -252,11 +252,17 @@ def _sorted_by_value(column: _Column, ids: np.ndarray) -> Distinct:
     blocks = (ids[start : start + _ROWS_PER_FILE] for start in range(0, len(ids), _ROWS_PER_FILE))
     if all((column.values[block] == first).all() for block in blocks):
         return np.array([first]), np.array([len(ids)], dtype=np.int64)
-    frame = pl.DataFrame({VALUE: column.values[ids], SAMPLE_ID: ids}).sort(VALUE, maintain_order=True)
-    ids[:] = frame[SAMPLE_ID].to_numpy()
-    values = frame[VALUE].to_numpy()
+    values = column.values[ids]
+    by_value = np.argsort(values)
+    values = values[by_value]
     starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
-    return values[starts], np.diff(starts, append=len(values))
+    counts = np.diff(starts, append=len(values))
+    if len(starts) < len(values):
+        # The sort leaves equal values in any order. Rows are numbered as their ids ascend, so the numbers decide.
+        run = np.repeat(np.arange(len(starts)), counts)
+        by_value = np.sort(run << _ROW_BITS | by_value) & ((1 << _ROW_BITS) - 1)
+    ids[:] = ids[by_value]
+    return values[starts], counts
 
 
 def _arrow_values(values: np.ndarray, kind: pa.DataType) -> pa.Array:
