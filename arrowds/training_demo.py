@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from arrowds.curriculum.trace import read_records
 from arrowds.demo import Demo
+from arrowds.errors import MissingExtraError
 from arrowds.pipeline.data import CONSUMED
 from arrowds.pipeline.run import Progress, TrainingRun, run_pipeline
 
@@ -45,6 +47,17 @@ class TrainingDemo:
         return float(np.abs(whole - resumed).max())
 
 
+def require_packages(engine: str = "deepspeed") -> None:
+    """Make sure of what the training needs, before anything takes time.
+
+    Raises:
+        MissingExtraError: when torch or DeepSpeed is not installed.
+    """
+    for package in ("torch", engine):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, package)
+
+
 def run_training_demo(
     demo: Demo, *, engine: str = "deepspeed", steps: int = 30, progress: Progress | None = None
 ) -> TrainingDemo:
@@ -59,6 +72,7 @@ def run_training_demo(
     Raises:
         MissingExtraError: when torch or DeepSpeed is not installed.
     """
+    require_packages(engine)
     folder = demo.data.parent / "training"
     shutil.rmtree(folder, ignore_errors=True)
     config = training_config(demo, engine=engine, steps=steps)

@@ -27,7 +27,10 @@ def demo(
     """
     from arrowds.demo import run_demo
     from arrowds.report import text_histogram
+    from arrowds.training_demo import require_packages
 
+    if train:
+        require_packages()
     began = time.perf_counter()
     typer.echo("reading the functions and classes of this Python's standard library ...")
     result = run_demo(keep)

@@ -123,7 +123,9 @@ def batch(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per sample.")] = False,
 ) -> None:
-    """List the samples that any step of a run draws, with their metric values; nothing before it is computed.
+    """List the samples that any step of a run draws, with their metric values.
+
+    In the stateless order every step is there at once; in DeepSpeed's, those before it have to be drawn as well.
 
     Example: arrowds batch index --config ds_config.json --step 12345 --rank 0
     """

@@ -103,9 +103,9 @@ class TrainingConfig(Section):
 class PipelineConfig(Section):
     """A whole run. ``data`` may be left out where the dataset is given in Python.
 
-    >>> load_config({"index": {"path": "i"}, "batches": {"micro_batch_sise": 8}, "output": "run"})
+    >>> load_config({"index": {"path": "i"}, "batches": {"micro_batch_size": 8, "sead": 1}, "output": "run"})
     Traceback (most recent call last):
-    arrowds.errors.ConfigError: unknown key 'micro_batch_sise' in 'batches'; did you mean 'micro_batch_size'?
+    arrowds.errors.ConfigError: unknown key 'sead' in 'batches'; did you mean 'seed'?
     """
 
     data: DataConfig | None = None
@@ -133,7 +133,9 @@ def load_config(config: PipelineConfig | Mapping[str, Any] | str | PathLike[str]
     try:
         checked = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explained(found) for found in error.errors(include_url=False))) from error
+        # Unknown keys first: a key that is missing may be one that was misspelled.
+        found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+        raise ConfigError("; ".join(map(_explained, found))) from error
     parse_curriculum(checked.curriculum)
     return checked
 

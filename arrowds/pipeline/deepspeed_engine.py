@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError
+from arrowds.errors import ConfigError, StateMismatchError
+from arrowds.integrations import deepspeed as ads
 from arrowds.pipeline.config import BatchConfig, TrainingConfig, read_settings
 from arrowds.pipeline.group import Ranks
+from arrowds.pipeline.torch_engine import make_optimizer, make_scheduler
 from arrowds.pipeline.trainer import StepResult, count_tokens, forward
 
 _CLIENT_STATE = "arrowds"
@@ -47,19 +49,11 @@ class DeepSpeedTrainer:
     """A DeepSpeed engine. Without an optimizer in its configuration: AdamW with the learning rate of ``training``."""
 
     def __init__(self, model: Any, config: TrainingConfig, batches: BatchConfig, ranks: Ranks) -> None:
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise MissingExtraError("deepspeed", "deepspeed") from error
-        from arrowds.pipeline.torch_engine import make_optimizer, make_scheduler
-
         os.environ.setdefault("LOCAL_RANK", "0")  # a launcher sets it; without one DeepSpeed refuses to start
         settings = deepspeed_settings(config, batches, ranks.world_size)
         optimizer = None if "optimizer" in settings else make_optimizer(model, config)
         scheduler = None if "scheduler" in settings else lambda made: make_scheduler(made, config)
-        self._engine: Any = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings
-        )[0]
+        self._engine = ads.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings)[0]
         self.device = self._engine.device
 
     def train_step(self, batches: Sequence[Any]) -> StepResult:

@@ -65,7 +65,8 @@ def run_pipeline(
     checked = load_config(config)
     with process_group(deepspeed=checked.training.engine == "deepspeed") as ranks:
         together(lambda: None if ranks.rank else prepare_index(None, checked))
-        loader = create_data_loader(None, checked, rank=ranks.rank, world_size=ranks.world_size)
+        only_open = checked.model_copy(update={"index": checked.index.model_copy(update={"metrics": []})})
+        loader = create_data_loader(None, only_open, rank=ranks.rank, world_size=ranks.world_size)
         model = make_model(checked.model)
         return execute_data_pipeline(model, loader, checked, resume=resume, progress=progress)
 

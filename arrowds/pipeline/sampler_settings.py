@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.curriculum.schedule import PATH_KEYS
 from arrowds.errors import ConfigError
 from arrowds.index import Index
+from arrowds.integrations.deepspeed import DeepSpeedDataSampler
 from arrowds.pipeline.config import load_config, read_settings
 
-Order = Literal["stateless", "deepspeed"]
-
-_ENABLED_AT = ("data_efficiency", "data_sampling", "curriculum_learning")
+_SECTIONS = ("data_efficiency", "data_sampling", "curriculum_learning")
 _SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -24,35 +24,36 @@ def sampler_from_settings(
     *,
     rank: int = 0,
     world_size: int | None = None,
-    order: Order | None = None,
 ) -> CurriculumSampler:
     """Return the sampler that trains on an index under a configuration.
 
     Args:
         index: an open index with the metrics of the curriculum; paths in the configuration are not followed.
-        settings: DeepSpeed's configuration (recognised by its batch sizes or ``data_efficiency``) or that of
-            ``arrowds run``; a dictionary or a file.
+        settings: DeepSpeed's configuration, recognised by its batch sizes or ``data_efficiency``, which draws as
+            ``arrowds.integrations.deepspeed.initialize`` does; or that of ``arrowds run``. A dictionary or a file.
         rank: of this process.
         world_size: how many train. None: as DeepSpeed's three batch sizes say when all are given, else 1.
-        order: None: as a run's configuration says; stateless for DeepSpeed's.
 
     Raises:
         ConfigError: for a configuration without an enabled curriculum, or batch sizes that contradict each other.
 
-    >>> index = getfixture("index_of_lengths")
+    >>> import tempfile, arrowds, pyarrow as pa
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> index = arrowds.analyze(
+    ...     pa.table({"input_ids": [[1] * n for n in range(1, 65)]}), arrowds.metrics.seqlen(), f"{folder.name}/index")
     >>> metrics = {"seqlen": {"difficulty_type": "value", "clustering_type": "schedule_based", "min_difficulty": 8,
     ...     "max_difficulty": 64, "schedule_type": "fixed_linear",
     ...     "schedule_config": {"total_curriculum_step": 20, "difficulty_step": 8}}}
-    >>> curriculum = {"enabled": True, "curriculum_metrics": metrics}
-    >>> sampling = {"enabled": True, "curriculum_learning": curriculum}
+    >>> sampling = {"enabled": True, "curriculum_learning": {"enabled": True, "curriculum_metrics": metrics}}
     >>> sampler = sampler_from_settings(
     ...     index, {"train_batch_size": 16, "data_efficiency": {"enabled": True, "data_sampling": sampling}})
-    >>> len(sampler.global_batch_at(12_345)), sampler.difficulties_at(5)
+    >>> len(sampler.global_batch_at(5)), sampler.difficulties_at(5)
     (16, {'seqlen': 16})
+    >>> folder.cleanup()
     """
     values = settings if isinstance(settings, Mapping) else read_settings(settings)
     if {"data_efficiency", *_SIZES} & values.keys():
-        return _of_deepspeed(index, values, rank=rank, world_size=world_size, order=order)
+        return _of_deepspeed(index, values, deepspeed_layout(values, rank=rank, world_size=world_size))
     config = load_config(values)
     return CurriculumSampler(
         index,
@@ -63,32 +64,33 @@ def sampler_from_settings(
         world_size=world_size or 1,
         seed=config.batches.seed,
         num_epochs=config.batches.num_epochs,
-        order=order or config.batches.order,
+        order=config.batches.order,
     )
 
 
-def _of_deepspeed(
-    index: Index, values: Mapping[str, Any], *, rank: int, world_size: int | None, order: Order | None
-) -> CurriculumSampler:
-    efficiency = values.get("data_efficiency", {})
-    sampling = efficiency.get("data_sampling", {})
-    curriculum = sampling.get("curriculum_learning", {})
-    for depth, section in enumerate((efficiency, sampling, curriculum), 1):
+def _of_deepspeed(index: Index, values: Mapping[str, Any], layout: RankLayout) -> CurriculumSampler:
+    sections = [values]
+    for depth, name in enumerate(_SECTIONS, 1):
+        section = sections[-1].get(name, {})
         if not section.get("enabled", False):
-            place = ".".join(_ENABLED_AT[:depth])
+            place = ".".join(_SECTIONS[:depth])
             raise ConfigError(f'{place} is not enabled, so there is no curriculum to follow; set "enabled": true in it')
-    layout = deepspeed_layout(values, rank=rank, world_size=world_size)
-    return CurriculumSampler(
-        index,
-        curriculum.get("curriculum_metrics", {}),
-        micro_batch_size=layout.micro_batch_size,
-        gradient_accumulation_steps=layout.gradient_accumulation_steps,
-        rank=rank,
-        world_size=layout.world_size,
-        seed=efficiency.get("seed", 1234),
-        num_epochs=sampling.get("num_epochs", 1000),
-        order=order or "stateless",
-        drop_last=bool(values.get("dataloader_drop_last", False)),
+        sections.append(section)
+    _, efficiency, sampling, learning = sections
+    metrics = {
+        name: {key: value for key, value in settings.items() if key not in PATH_KEYS} | {"index_path": index.path}
+        for name, settings in learning.get("curriculum_metrics", {}).items()
+    }
+    learning = {**learning, "curriculum_metrics": metrics}
+    return DeepSpeedDataSampler(
+        {**efficiency, "data_sampling": {**sampling, "curriculum_learning": learning}},
+        index.num_samples,
+        layout.micro_batch_size,
+        layout.rank,
+        layout.world_size,
+        None,
+        layout.gradient_accumulation_steps,
+        layout.rank,
     )
 
 

@@ -1,0 +1,198 @@
+"""A run with plain PyTorch: what it writes, that it learns, and that any interruption leaves no trace in the result."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError
+from arrowds.pipeline import create_data_loader, execute_data_pipeline, load_config, run_pipeline
+from arrowds.pipeline.byte_model import make_byte_model
+from arrowds.pipeline.chart import plot_run
+from arrowds.pipeline.models import make_model
+from arrowds.stats.event_summary import read_difficulties
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def factories(monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+
+
+def test_tables_have_a_row_per_step_and_the_loss_falls(configuration, tmp_path):
+    run = run_pipeline(configuration(training={"steps": 12, "warmup_steps": 4}))
+    losses = pl.read_parquet(tmp_path / "run" / "losses.parquet")
+    assert losses.schema == {"step": pl.Int64, "loss": pl.Float64, "lr": pl.Float64, "tokens": pl.Int64}
+    assert losses["step"].to_list() == list(range(1, 13)) and losses.equals(pl.DataFrame(run.losses))
+    assert losses["lr"].to_list() == pytest.approx([0.0025, 0.005, 0.0075] + [0.01] * 9)
+    assert losses["loss"][-1] < losses["loss"][0] - 1
+    difficulties = read_difficulties(tmp_path / "run" / "difficulties.parquet")
+    sampler = create_data_loader(None, configuration()).sampler
+    expected = [sampler.difficulties_at(step)["seqlen"] for step in range(1, 13)]
+    assert difficulties["seqlen"].to_list() == expected
+    lengths = sampler.index["seqlen"].values
+    assert losses["tokens"].to_list() == [int(lengths[sampler.global_batch_at(step)].sum()) for step in range(1, 13)]
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [7], [2, 5, 6]])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stopped_and_resumed_equals_one_go(configuration, tmp_path, stops, num_workers):
+    batches = {"num_workers": num_workers}
+    model = {"factory": "models_for_tests:dropping", "arguments": {}}
+    whole = run_pipeline(configuration(batches=batches, model=model))
+    for steps in [*stops, 8]:
+        values = configuration(batches=batches, model=model, output=str(tmp_path / "other"), training={"steps": steps})
+        run = run_pipeline(values)
+    assert run.resumed_from == stops[-1] and run.steps == 8
+    assert run.losses.equals(whole.losses) and run.difficulties.equals(whole.difficulties)
+
+
+def test_error_between_checkpoints_keeps_the_tables_and_resumes_exactly(configuration, tmp_path):
+    whole = run_pipeline(configuration(output=str(tmp_path / "whole")))
+    values = configuration(training={"checkpoint_every": 3})
+
+    def fail_at_5(row):
+        if row.step == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_pipeline(values, progress=fail_at_5)
+    assert pl.read_parquet(tmp_path / "run" / "losses.parquet")["step"].to_list() == [1, 2, 3, 4, 5]
+    resumed = run_pipeline(values)
+    assert resumed.resumed_from == 3
+    assert resumed.losses.equals(whole.losses) and resumed.difficulties.equals(whole.difficulties)
+
+
+def test_finished_run_does_nothing_and_no_resume_begins_anew(configuration):
+    values = configuration()
+    first = run_pipeline(values)
+    again = run_pipeline(values, progress=lambda row: pytest.fail("no step is left"))
+    assert (again.steps, again.resumed_from) == (8, 8) and again.losses.equals(first.losses)
+    anew = run_pipeline(values, resume=False)
+    assert anew.resumed_from == 0 and anew.losses.equals(first.losses)
+
+
+def test_without_a_number_of_steps_the_data_ends_the_run(configuration):
+    run = run_pipeline(configuration(training={"steps": None}, batches={"num_epochs": 2, "micro_batch_size": 20}))
+    assert run.steps == 2 * 120 // 40
+
+
+def test_accumulation_equals_one_large_microbatch(configuration, tmp_path):
+    values = configuration(
+        model={"factory": "models_for_tests:dropping", "arguments": {"dropout": 0.0}},
+        training={"steps": 1, "max_grad_norm": None},
+    )
+    losses, weights = [], []
+    for micro, accumulation in ((4, 1), (2, 2), (1, 4)):
+        batches = {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        one = values | {"output": str(tmp_path / f"run{micro}"), "batches": batches}
+        model = make_model(load_config(one).model)
+        run = execute_data_pipeline(model, create_data_loader(None, one), one)
+        losses.append(run.losses["loss"][0].as_py())
+        weights.append(model.scale.weight.item())
+    assert losses == pytest.approx([losses[0]] * 3)
+    assert weights == pytest.approx([weights[0]] * 3)
+
+
+@pytest.mark.parametrize("kind", ["attribute", "mapping"])
+def test_loss_is_found_as_models_return_it(configuration, tmp_path, kind):
+    values = configuration(model={"factory": "models_for_tests:dropping", "arguments": {"kind": kind}})
+    plain = configuration(
+        model={"factory": "models_for_tests:dropping", "arguments": {}}, output=str(tmp_path / "other")
+    )
+    assert run_pipeline(values).losses.equals(run_pipeline(plain).losses)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"factory": "models_for_tests:dropping", "arguments": {"kind": "wrong"}},
+            "a tensor of shape .*expected the loss",
+        ),
+        ({"factory": "models_for_tests"}, "'bytes' or 'module:function'"),
+        ({"factory": "models_for_tests:nothing"}, "can't be imported: .*nothing"),
+        ({"factory": "no_such_module:make"}, "can't be imported: .*no_such_module"),
+        ({"factory": "models_for_tests:not_callable"}, "is a Tensor"),
+        ({"arguments": {"max_length": 8}}, "the model takes 8: set batches.max_length"),
+        ({"arguments": {"width": 6, "heads": 4}}, "heads=4 does not divide width=6"),
+    ],
+)
+def test_wrong_models_are_refused(configuration, model, message):
+    with pytest.raises(ConfigError, match=message):
+        run_pipeline(configuration(model=model, curriculum={}))
+
+
+def test_checkpoint_of_another_model_or_seed_is_refused(configuration):
+    run_pipeline(configuration(training={"steps": 2}))
+    with pytest.raises(StateMismatchError, match="another model"):
+        run_pipeline(configuration(model={"arguments": {"width": 32, "max_length": 64}}))
+    with pytest.raises(StateMismatchError, match="seed"):
+        run_pipeline(configuration(batches={"seed": 5}))
+
+
+def test_loader_of_other_ranks_is_refused(configuration):
+    values = configuration()
+    loader = create_data_loader(None, values, rank=1, world_size=2)
+    with pytest.raises(ConfigError, match="made for rank 1 of 2, but this process is rank 0 of 1"):
+        execute_data_pipeline(make_byte_model(), loader, values)
+
+
+def test_launcher_variables_that_make_no_sense_are_named(configuration, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ConfigError, match="rank 3 of 1"):
+        run_pipeline(configuration())
+
+
+def test_chart_shows_loss_and_difficulty_and_is_reproducible(configuration, tmp_path):
+    run = run_pipeline(configuration())
+    for name in ("a.svg", "b.svg"):
+        plot_run(run.losses, run.difficulties, tmp_path / name)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert set(re.findall(r"<!-- (loss|seqlen up to|8 steps) -->", text)) == {"loss", "seqlen up to", "8 steps"}
+
+
+def test_chart_without_matplotlib_names_the_extra(configuration, tmp_path, monkeypatch):
+    run = run_pipeline(configuration(training={"steps": 1}))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"arrowds\[report\]"):
+        plot_run(run.losses, run.difficulties, tmp_path / "a.svg")
+
+
+def test_record_tells_what_was_drawn(configuration, tmp_path):
+    from arrowds.curriculum.trace import read_records
+
+    run_pipeline(configuration(batches={"record": True}))
+    records = pl.DataFrame(read_records(tmp_path / "run" / "consumed"))
+    sampler = create_data_loader(None, configuration()).sampler
+    for step in range(1, 9):
+        assert records.filter(pl.col("step") == step)["sample_id"].to_list() == sampler.global_batch_at(step).tolist()
+
+
+def test_two_ranks_train_as_one(configuration, tmp_path):
+    """DistributedDataParallel over two processes gives the losses of one process with the same global batch."""
+    import yaml
+
+    one = run_pipeline(
+        configuration(batches={"gradient_accumulation_steps": 2, "micro_batch_size": 2}, output=str(tmp_path / "one"))
+    )
+    values = configuration(batches={"gradient_accumulation_steps": 1, "micro_batch_size": 2})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python",
+         sys.executable, "-c", "from arrowds.cli import main; main()", "run", str(tmp_path / "c.yaml"), "--no-plot"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, cwd=tmp_path, check=False,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    losses = pl.read_parquet(tmp_path / "run" / "losses.parquet")
+    assert losses["tokens"].to_list() == one.losses["tokens"].to_pylist()
+    assert losses["loss"].to_list() == pytest.approx(one.losses["loss"].to_pylist(), rel=1e-4)
