@@ -254,15 +254,15 @@ def _sorted_by_value(column: _Column, ids: np.ndarray) -> Distinct:
         return np.array([first]), np.array([len(ids)], dtype=np.int64)
     values = column.values[ids]
     by_value = np.argsort(values)
-    values = values[by_value]
-    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+    ascending = values[by_value]
+    starts = np.concatenate([[0], np.flatnonzero(ascending[1:] != ascending[:-1]) + 1])
     counts = np.diff(starts, append=len(values))
     if len(starts) < len(values):
         # The sort leaves equal values in any order. Rows are numbered as their ids ascend, so the numbers decide.
         run = np.repeat(np.arange(len(starts)), counts)
         by_value = np.sort(run << _ROW_BITS | by_value) & ((1 << _ROW_BITS) - 1)
     ids[:] = ids[by_value]
-    return values[starts], counts
+    return values[by_value[starts]], counts  # of 0.0 and -0.0, that of the first sample
 
 
 def _arrow_values(values: np.ndarray, kind: pa.DataType) -> pa.Array:

@@ -216,12 +216,13 @@ def test_an_error_while_parts_come_in_stops_the_workers_at_once(tmp_path):
     def refuse(done, total):
         raise RuntimeError("enough")
 
-    with pytest.raises(RuntimeError, match="enough"):
+    with pytest.raises(RuntimeError, match="enough") as caught:
         arrowds.analyze(numbers(), function("m", noted), tmp_path / "index", workers=2, progress=refuse)
     workers = [int(path.name) for path in pids.iterdir()]
     assert workers
     assert os.getpid() not in workers
     wait_until_gone(workers, seconds=2)
+    assert caught.tb is not None
 
 
 def test_small_jobs_stay_in_this_process_and_long_ones_move_to_workers(tmp_path, monkeypatch):
