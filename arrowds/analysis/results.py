@@ -57,8 +57,11 @@ def _as_array(metric: Metric, result: Any) -> pa.Array:
         raise MetricValueError(
             f"metric {metric.name!r} returned an array of shape {array.shape}; expected one value for each sample"
         )
+    missing = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else None
     try:
-        return arrow_view(array) if array.dtype.kind in "biuf" else pa.array(array)
+        if array.dtype.kind not in "biuf":
+            return pa.array(array)
+        return arrow_view(np.array(array), missing=missing)  # a copy: the metric may use its array again
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise MetricValueError(
             f"metric {metric.name!r} returned dtype {array.dtype}, which is no column of numbers: {error}"

@@ -13,7 +13,7 @@ from arrowds import metrics
 from arrowds.analysis.map import columns_of, is_finished, map_part, read_sum
 from arrowds.analysis.plan import make_plan
 from arrowds.layout import Layout
-from arrowds.sources import Source, open_source
+from arrowds.sources import Source, TorchSource, open_source
 
 TABLE = pa.table({"x": np.arange(2500), "y": [[n % 5] * (n % 3) for n in range(2500)]})
 
@@ -81,6 +81,18 @@ def test_only_the_columns_that_are_needed_are_read():
     assert columns_of(both) == ["b", "a"]
     assert columns_of([*both, metrics.function("f", len)]) is None
     assert columns_of([metrics.function("f", len, columns=["c"])]) == ["c"]
+
+
+def test_a_metric_may_fill_one_array_again_and_again(tmp_path):
+    buffer = np.empty(100)
+
+    def doubled(batch):
+        return np.multiply(np.asarray(batch), 2, out=buffer)
+
+    metric = metrics.function("m", doubled)
+    plan, task = planned(tmp_path, metric, TorchSource(range(1000), batch_size=100))
+    map_part(task, plan.parts[0])
+    assert pq.read_table(Layout(tmp_path).part("m", 0))["value"].to_pylist() == list(range(0, 2000, 2))
 
 
 def test_batches_without_rows_are_not_measured(tmp_path):

@@ -96,6 +96,7 @@ def test_a_wrong_length_says_how_many_for_which_samples():
         pa.array([True, False, None, None]),
         pa.array([1.0, 2.0, None, float("nan")]),
         pl.Series([1, 2, None, 4]),
+        np.ma.masked_array([1, 2, 3, 4], mask=[0, 0, 1, 0]),
         torch.tensor([0, 0, float("nan"), 0]),
         torch.tensor([0, 0, float("nan"), 0], dtype=torch.bfloat16),
     ],

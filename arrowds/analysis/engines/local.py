@@ -68,7 +68,7 @@ def _in_process_while_cheaper(task: MapTask, parts: deque[PartRange], count: int
         yield parts.popleft()
         saved = min(seconds) * len(parts) * (1 - 1 / count)
         # One part tells nothing: it also imports what the metrics need.
-        if count > 1 and len(seconds) > 1 and saved > 2 * _STARTUP_SECONDS:
+        if parts and count > 1 and len(seconds) > 1 and saved > 2 * _STARTUP_SECONDS:
             yield from _in_workers(task, list(parts), min(count, len(parts)))
             return
 
