@@ -136,12 +136,16 @@ def _write_values(layout: Layout, metric: Metric, parts: tuple[PartRange, ...], 
     """Copy the parts into values.arrow, in the stored type."""
     path, num_samples, physical = layout.values(metric.name), parts[-1].stop, mapped_type(stored)
     tables = ordered_map(lambda part: _part_values(layout, metric.name, part, physical), parts)
-    if metric.nulls == "keep":
-        return _write_nullable_values(path, tables, num_samples, stored)
+    if metric.nulls == "keep" and not pa.types.is_floating(stored):
+        return _write_nullable_values(path, tables, stored)
+    missing = np.zeros(num_samples, np.bool_) if metric.nulls == "keep" else None
     with storage.allocated_map(path, stored, num_samples, name=VALUE) as values:
         for part, array in zip(parts, tables, strict=True):
-            values[part.start : part.stop] = numpy_view(array)
-    return _Column(values, None, stored)
+            rows = slice(part.start, part.stop)
+            values[rows] = numpy_view(array)
+            if missing is not None:
+                np.isnan(values[rows], out=missing[rows])
+    return _Column(values, missing if missing is not None and missing.any() else None, stored)
 
 
 def _part_values(layout: Layout, name: str, part: PartRange, physical: pa.DataType) -> pa.Array:
@@ -149,18 +153,13 @@ def _part_values(layout: Layout, name: str, part: PartRange, physical: pa.DataTy
     return table.column(0).combine_chunks().cast(physical)
 
 
-def _write_nullable_values(path: Path, tables: Iterator[pa.Array], num_samples: int, stored: pa.DataType) -> _Column:
-    """Write values of which some may be missing: NaN for floats, an Arrow validity bitmap for the others."""
+def _write_nullable_values(path: Path, tables: Iterator[pa.Array], stored: pa.DataType) -> _Column:
+    """Write integers or bools of which some may be missing, with an Arrow validity bitmap; they pass through memory."""
     whole = pa.concat_arrays(list(tables))
-    if pa.types.is_floating(stored):
-        values = numpy_view(whole)
-        missing = np.isnan(values)
-        storage.write_map(path, whole, name=VALUE)
-    else:
-        missing = numpy_view(whole.is_null())
-        # What lies under a null is whatever memory held before; equal inputs shall give equal bytes.
-        values = np.where(missing, whole.type.to_pandas_dtype()(0), numpy_view(whole))
-        storage.write_map(path, arrow_view(values, missing=missing), name=VALUE)
+    missing = numpy_view(whole.is_null())
+    # What lies under a null is whatever memory held before; equal inputs shall give equal bytes.
+    values = np.where(missing, whole.type.to_pandas_dtype()(0), numpy_view(whole))
+    storage.write_map(path, arrow_view(values, missing=missing), name=VALUE)
     return _Column(values, missing if missing.any() else None, stored)
 
 
