@@ -59,8 +59,8 @@ def microbatches(
     world: int,
     seed: int,
     epochs: int,
-) -> list[list[int]]:
-    """Return the microbatches over all ranks, as DeepSpeedDataSampler draws them before slicing."""
+) -> dict[str, Any]:
+    """Return the microbatches over all ranks, as DeepSpeed draws them, and whether a global batch came out short."""
     import deepspeed.comm as dist
     from deepspeed.runtime.data_pipeline.data_sampling.data_sampler import DeepSpeedDataSampler
 
@@ -75,7 +75,15 @@ def microbatches(
         config = {"seed": seed, "data_sampling": {"num_epochs": epochs, "curriculum_learning": learning}}
         sampler = DeepSpeedDataSampler(config, count, micro, 0, world, dist.get_world_group(), accumulation, 0)
         sampler.get_start_end_idx = lambda length=None: (0, length)
-        return list(sampler)
+        draw, sizes = sampler.get_next_global_batch, set()
+
+        def draw_and_measure() -> None:
+            draw()
+            sizes.add(len(sampler.batch))
+
+        sampler.get_next_global_batch = draw_and_measure
+        drawn = list(sampler)
+        return {"microbatches": drawn, "short": min(sizes) < micro * world * accumulation}
 
 
 def write_index(folder: Path, name: str, values: np.ndarray) -> None:
