@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any, Protocol
 
 from arrowds.errors import ConfigError, MissingExtraError
@@ -36,25 +36,26 @@ class _Drawing:
 
     def __init__(self, sampler: ResumableSampler) -> None:
         self._sampler = sampler
-        self._places: deque[Any] = deque()
-        self.note: Callable[[], Any] = sampler.state_dict
+        self._note: Callable[[Any], Any] = methodcaller("state_dict")
         self.state_at: Callable[[Any], dict[str, Any]] = dict
         if hasattr(sampler, "state_at"):
-            position = attrgetter("position")
-            self.note, self.state_at = lambda: position(sampler), sampler.state_at
+            self._note, self.state_at = attrgetter("position"), sampler.state_at
+        # Of the batches that are drawn and not yet handed out; these arrive in the order of the draws.
+        self.places: deque[Any] = deque()
 
     def __len__(self) -> int:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Sequence[int]]:
-        self._places.clear()
-        for ids in self._sampler:
-            self._places.append(self.note())
+        self.places.clear()
+        sampler, note, add = self._sampler, self._note, self.places.append
+        for ids in sampler:
+            add(note(sampler))
             yield ids
 
-    def handed_out(self) -> Any:
-        """Return the place after the next batch that the loop is given: batches arrive in the order of the draws."""
-        return self._places.popleft()
+    def now(self) -> Any:
+        """Return the place where the sampler is."""
+        return self._note(self._sampler)
 
 
 class CurriculumDataLoader:
@@ -119,13 +120,14 @@ class CurriculumDataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         owner = self._owner = object()
+        handed_out = self._drawing.places.popleft
         self._go_back()
         self._moved = True
         while self._moved:
             self._moved = False
-            self._place = self._drawing.note()
+            self._place = self._drawing.now()
             for batch in self._loader:
-                self._place = self._drawing.handed_out()
+                self._place = handed_out()
                 yield batch
                 if self._owner is not owner:
                     raise ConfigError("another iteration of this loader has begun; two would share one position")
