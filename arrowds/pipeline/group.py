@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,9 @@ def process_group(*, deepspeed: bool = False) -> Iterator[Ranks]:
         yield Ranks(rank=rank, world_size=world_size)
     finally:
         if not deepspeed:
+            # A model that was trained in parallel is in reference cycles and holds on to the group, whose threads would
+            # then outlive the interpreter and abort the process.
+            gc.collect()
             dist.destroy_process_group()
 
 

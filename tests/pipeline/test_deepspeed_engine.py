@@ -37,7 +37,8 @@ def test_zero3_trains_like_pytorch_and_resumes_exactly(configuration, tmp_path, 
     }
     process = subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "c.json", library, tmp_path],
-        capture_output=True, text=True, timeout=180, env={**environment, "CUDA_VISIBLE_DEVICES": ""}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=180, cwd=tmp_path,
+        env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
