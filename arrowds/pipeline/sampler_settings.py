@@ -8,7 +8,6 @@ from typing import Any
 
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.sampler import CurriculumSampler
-from arrowds.curriculum.schedule import PATH_KEYS
 from arrowds.errors import ConfigError
 from arrowds.index import Index
 from arrowds.integrations.deepspeed import DeepSpeedDataSampler
@@ -77,10 +76,8 @@ def _of_deepspeed(index: Index, values: Mapping[str, Any], layout: RankLayout) -
             raise ConfigError(f'{place} is not enabled, so there is no curriculum to follow; set "enabled": true in it')
         sections.append(section)
     _, efficiency, sampling, learning = sections
-    metrics = {
-        name: {key: value for key, value in settings.items() if key not in PATH_KEYS} | {"index_path": index.path}
-        for name, settings in learning.get("curriculum_metrics", {}).items()
-    }
+    given = learning.get("curriculum_metrics", {})
+    metrics = {name: {**settings, "index_path": index.path} for name, settings in given.items()}
     learning = {**learning, "curriculum_metrics": metrics}
     return DeepSpeedDataSampler(
         {**efficiency, "data_sampling": {**sampling, "curriculum_learning": learning}},
