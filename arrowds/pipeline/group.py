@@ -63,15 +63,21 @@ def process_group(*, deepspeed: bool = False) -> Iterator[Ranks]:
         return
     _join(rank, world_size)
     if deepspeed:
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     try:
         yield Ranks(rank=rank, world_size=world_size)
     finally:
         if not deepspeed:
-            # A model that was trained in parallel is in reference cycles and holds on to the group, whose threads would
-            # then outlive the interpreter and abort the process.
-            gc.collect()
-            dist.destroy_process_group()
+            _leave()
+
+
+def _leave() -> None:
+    """Leave the group; its threads must not outlive the interpreter, which would abort the process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        gc.collect()  # a model that was trained in parallel is in reference cycles and holds on to the group
+        dist.destroy_process_group()
 
 
 def _join(rank: int, world_size: int) -> None:

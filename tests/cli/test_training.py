@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import arrowds
 from arrowds import cli
@@ -184,3 +186,15 @@ def test_demo_without_deepspeed_says_so_before_it_begins(run, monkeypatch, tmp_p
     status, out, err = run("demo", "--train")
     assert (status, out) == (1, "") and "pip install 'arrowds[deepspeed]'" in err
     assert not (tmp_path / "arrowds-demo").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "batch"])
+def test_help_shows_an_example(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0 and f"Example: arrowds {command} " in result.output
+
+
+def test_pipeline_is_imported_without_optional_packages():
+    code = "import sys, arrowds.pipeline; print({'torch', 'deepspeed', 'yaml', 'matplotlib'} & sys.modules.keys())"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert process.stdout == "set()\n"
