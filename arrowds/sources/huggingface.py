@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from arrowds.sources import fingerprint
-from arrowds.sources.base import Source, describe_columns, plain_schema
+from arrowds.sources.base import describe_columns, plain_schema
+from arrowds.sources.columnar import ColumnarSource
 
 # A dataset with an indices mapping (after shuffle, select, filter) copies every batch, so batches are smaller here.
 _BATCH_ROWS = 16_384
 
 
-class HuggingFaceSource(Source):
+class HuggingFaceSource(ColumnarSource):
     """A `datasets.Dataset`, in the order of its indices mapping; its own format and transforms don't matter.
 
     The fingerprint is that of the rows, not the dataset's own, which changes from process to process for some data.
@@ -27,12 +26,10 @@ class HuggingFaceSource(Source):
         [{'x': [3, 1]}]
     """
 
-    concurrent = True
-
     def __init__(self, dataset: Any) -> None:
         """`dataset` is one split; SourceError where two columns have one name."""
         self._dataset = dataset.with_format("arrow")
-        self._schema = plain_schema(self._dataset[:0].schema)
+        super().__init__(plain_schema(self._dataset[:0].schema))
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -57,14 +54,6 @@ class HuggingFaceSource(Source):
             table = dataset[low : min(low + _BATCH_ROWS, stop)].select(names)
             for batch in table.combine_chunks().to_batches():
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=schema) if names else batch
-
-    def fingerprint(self) -> str:
-        """The digest of the rows in order."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
 
     @property
     def description(self) -> str:

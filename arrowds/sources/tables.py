@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from arrowds.sources import fingerprint
 from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns, plain_schema
 from arrowds.sources.boundaries import merge_cuts
+from arrowds.sources.columnar import ColumnarSource
 from arrowds.sources.files import conform, slice_rows
 
 
-class TableSource(Source):
+class TableSource(ColumnarSource):
     """A `pyarrow.Table` in memory; batches are views of it.
 
     Example:
@@ -24,11 +23,9 @@ class TableSource(Source):
         ([{'x': [2, 3]}], 'arrow table, column x')
     """
 
-    concurrent = True
-
     def __init__(self, table: pa.Table) -> None:
         """Raises SourceError where two columns have one name."""
-        self._schema = plain_schema(table.schema)
+        super().__init__(plain_schema(table.schema))
         same = table.schema.equals(self._schema, check_metadata=True)
         self._table = table if same else table.cast(self._schema)
 
@@ -36,24 +33,11 @@ class TableSource(Source):
         """The number of rows."""
         return int(self._table.num_rows)
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns and their types."""
-        return self._schema
-
     def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Views of the rows [start, stop)."""
         names = self.check_read(start, stop, columns)
         table = self._table if names is None else self._table.select(names)
         return iter(table.slice(start, stop - start).to_batches(max_chunksize=MAX_BATCH_ROWS))
-
-    def fingerprint(self) -> str:
-        """The digest of the rows, whatever their chunking."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
 
     @property
     def description(self) -> str:
@@ -74,18 +58,16 @@ class TableSource(Source):
             self._fingerprint = state["fingerprint"]
 
 
-class DatasetSource(Source):
+class DatasetSource(ColumnarSource):
     """A `pyarrow.dataset.FileSystemDataset`, hive partitions and schema evolution included, in the order of its files.
 
     Parts are cut at Parquet row groups and at the ends of other files.
     """
 
-    concurrent = True
-
     def __init__(self, dataset: Any) -> None:
         """Count the rows of every file; raises SourceError where two columns have one name."""
         self._dataset = dataset
-        self._schema = plain_schema(dataset.schema)
+        super().__init__(plain_schema(dataset.schema))
         rows = [_num_rows(piece) for piece in self._pieces()]
         self._cuts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
@@ -100,11 +82,6 @@ class DatasetSource(Source):
     def __len__(self) -> int:
         """The number of rows."""
         return int(self._cuts[-1])
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns and their types, those of the folders' names included."""
-        return self._schema
 
     def part_boundaries(self, target_rows: int) -> Sequence[int]:
         """Cuts at row groups and ends of files, small ones merged up to `target_rows`."""
@@ -122,14 +99,6 @@ class DatasetSource(Source):
         for piece, row in zip(self._pieces()[first:last], self._cuts[first:last].tolist(), strict=True):
             batches = piece.to_batches(schema=self._dataset.schema, columns=names, batch_size=MAX_BATCH_ROWS)
             yield from (conform(batch, schema) for batch in slice_rows(batches, row, start, stop, MAX_BATCH_ROWS))
-
-    def fingerprint(self) -> str:
-        """The digest of the rows, whatever their files and row groups."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
 
     @property
     def description(self) -> str:

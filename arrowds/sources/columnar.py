@@ -1,0 +1,33 @@
+"""What tables, Arrow datasets and Hugging Face datasets share: one schema, and a fingerprint of their rows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import pyarrow as pa
+
+from arrowds.sources import fingerprint
+from arrowds.sources.base import Source
+
+
+class ColumnarSource(Source):
+    """A source of record batches whose fingerprint is the digest of its rows, whatever their chunks or files."""
+
+    concurrent = True
+
+    def __init__(self, schema: pa.Schema) -> None:
+        """`schema` is that of every batch."""
+        self._schema = schema
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their types."""
+        return self._schema
+
+    def fingerprint(self) -> str:
+        """The digest of the rows in order."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
