@@ -5,11 +5,13 @@ from arrowds.analysis.build import analyze
 from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
 from arrowds.curriculum.batching import TokenBatchPlan, batch_by_tokens
 from arrowds.curriculum.config import CurriculumMetric
+from arrowds.curriculum.mixture import MixtureSampler
 from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.curriculum.schedule import CurriculumScheduler, register_schedule
 from arrowds.dataset import ArrowDataset
 from arrowds.index import Index, open_index
 from arrowds.loading import CurriculumDataLoader, RepeatingLoader
+from arrowds.pipeline import create_data_loader, execute_data_pipeline
 from arrowds.stats.events import PartitionedParameterProfiler
 
 __version__ = "0.1.0"
@@ -21,13 +23,16 @@ __all__ = [
     "CurriculumSampler",
     "CurriculumScheduler",
     "Index",
+    "MixtureSampler",
     "PartitionedParameterProfiler",
     "RepeatingLoader",
     "TokenBatchPlan",
     "TokenBudgetBatchSampler",
     "analyze",
     "batch_by_tokens",
+    "create_data_loader",
     "errors",
+    "execute_data_pipeline",
     "metrics",
     "open_index",
     "register_schedule",
