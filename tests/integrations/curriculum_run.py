@@ -158,6 +158,7 @@ def resumed(folder: Path) -> None:
     engine = new_engine(configuration(folder))
     engine.load_checkpoint(folder / "saved")
     train(engine, engine.training_dataloader, Log(folder, "resumed"), STEPS)
+    pipeline(folder)
 
 
 def one_rank(folder: Path) -> None:
@@ -166,9 +167,13 @@ def one_rank(folder: Path) -> None:
     engine.load_checkpoint(folder / "elastic")
     train(engine, engine.training_dataloader, Log(folder, "one"), 6)
 
-    log = Log(folder, "pipeline")
+
+def pipeline(folder: Path) -> None:
+    """A stage on each rank; both load the batches."""
+    log, stages = Log(folder, "pipeline"), comm.get_world_size()
     for name in ("straight", "resumed"):
-        module = PipelineModule(list(network()), num_stages=1, loss_fn=lambda found, y: ((found[:, 0] - y) ** 2).mean())
+        layers = list(network())
+        module = PipelineModule(layers, num_stages=stages, loss_fn=lambda found, y: ((found[:, 0] - y) ** 2).mean())
         engine, _, loader, _ = ads.initialize(model=module, training_data=Rows(), config=configuration(folder, stage=0))
         seen: list[list[int]] = []
 

@@ -14,7 +14,7 @@ import pytest
 
 import arrowds
 from arrowds.curriculum.sampler import CurriculumSampler
-from arrowds.errors import ConfigError, StateMismatchError, UnreadableFileError
+from arrowds.errors import ConfigError, EmptyPoolError, StateMismatchError, UnreadableFileError
 from arrowds.integrations import deepspeed as ads
 from arrowds.integrations.deepspeed.epoch_batches import EpochBatches
 from arrowds.loading import RepeatingLoader
@@ -175,6 +175,27 @@ def test_a_checkpoint_without_a_sampler_changes_nothing(index: arrowds.Index) ->
     sampler = ours(efficiency({"seqlen": LINEAR | {"index_path": index.path}}))
     sampler.load_state_dict(None)
     assert sampler.curriculum_step == 0
+
+
+@pytest.mark.parametrize("order", ["deepspeed", "stateless"])
+def test_a_cluster_smaller_than_a_batch_fills_it(order: str, make_index: Callable[..., arrowds.Index]) -> None:
+    """DeepSpeed's wraps a cluster once, and gives short batches."""
+    few = make_index({"seqlen": pa.array([1, 1, *[30] * (SAMPLES - 2)])})
+    sampler = ours(efficiency({"seqlen": LINEAR | {"index_path": few.path}}, order=order))
+    for _ in range(3):
+        first, second = next(iter(sampler)), next(iter(sampler))
+        assert len(first) == len(second) == 4
+        assert sorted(first + second) == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("names", [("rarity", "seqlen"), ("seqlen", "rarity")])
+def test_a_metric_that_admits_nothing_is_named(names: tuple[str, ...], index: arrowds.Index) -> None:
+    """DeepSpeed's drops it silently when it is the first, and raises a TypeError otherwise."""
+    discrete = {"schedule_type": "fixed_discrete", "schedule_config": {"difficulty": [1, 32], "max_step": [3]}}
+    low = LINEAR | {"min_difficulty": 1} | discrete
+    metrics = {name: (low if name == "rarity" else LINEAR) | {"index_path": index.path} for name in names}
+    with pytest.raises(EmptyPoolError, match="'rarity' has the difficulty 1, and its smallest value is 3"):
+        list(ours(efficiency(metrics, order="stateless")))
 
 
 @pytest.mark.parametrize("order", ["deepspeed", "stateless"])

@@ -153,8 +153,9 @@ def test_without_a_curriculum_the_data_are_shuffled_among_the_ranks(folder: Path
     assert left[0] != [0, 2]
 
 
-def test_a_pipeline_engine_resumes_exactly(folder: Path) -> None:
+def test_a_pipeline_of_two_stages_resumes_exactly(folder: Path) -> None:
     straight, resumed = log(folder, "pipeline", 0)
+    assert log(folder, "pipeline", 1) == [straight, resumed]
     assert straight["seen"][6:] == resumed["seen"]
     assert straight["losses"][3:] == resumed["losses"]
     assert [seen[0] for seen in straight["seen"]] == [4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14]
