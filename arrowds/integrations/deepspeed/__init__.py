@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from arrowds.integrations.deepspeed.dynamic_batching_engine import (
         get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed,
     )
+    from arrowds.integrations.deepspeed.engine import deepspeed_io, initialize
     from arrowds.integrations.deepspeed.export import AnalyzerRun, export_index
     from arrowds.integrations.deepspeed.import_legacy import import_index
-    from arrowds.integrations.deepspeed.engine import deepspeed_io, initialize
     from arrowds.integrations.deepspeed.profiler import attach_profiler
 
 __all__ = [
