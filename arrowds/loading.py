@@ -19,7 +19,8 @@ class ResumableSampler(Protocol):
     """What a loader needs of a sampler: batches of ids, and a state that an iteration goes on from.
 
     The loader notes the state at every batch. A sampler to which that matters has two members more: ``position``, what
-    it is to note, which must be cheap and never change, and ``state_at(position)``, the state that belongs to it.
+    it is to note, which must be cheap and never change, and ``state_at(position)``, the state that belongs to it. One
+    that keeps a record has a ``recorder`` and ``draw``, as :class:`arrowds.CurriculumSampler` has.
     """
 
     def __iter__(self) -> Iterator[Sequence[int]]: ...
@@ -42,16 +43,31 @@ class _Drawing:
             self._note, self.state_at = attrgetter("position"), sampler.state_at
         # Of the batches that are drawn and not yet handed out; these arrive in the order of the draws.
         self.places: deque[Any] = deque()
+        # A record is of what was handed out, not of what was drawn.
+        self._recorder = getattr(sampler, "recorder", None)
+        self._rows: deque[Any] = deque()
+        self.hand_out: Callable[[], Any] = self.places.popleft if self._recorder is None else self._record
 
     def __len__(self) -> int:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Sequence[int]]:
         self.places.clear()
+        self._rows.clear()
         sampler, note, add = self._sampler, self._note, self.places.append
-        for ids in sampler:
+        for ids in sampler if self._recorder is None else sampler.draw(self._rows.append):  # type: ignore[attr-defined]  # one with a recorder
             add(note(sampler))
             yield ids
+
+    def _record(self) -> Any:
+        if self._recorder is not None:
+            self._recorder.add(self._rows.popleft())
+        return self.places.popleft()
+
+    def write_record(self) -> None:
+        """Write what was handed out, where there is a record."""
+        if self._recorder is not None:
+            self._recorder.flush()
 
     def now(self) -> Any:
         """Return the place where the sampler is."""
@@ -112,7 +128,7 @@ class CurriculumDataLoader:
     @property
     def current_difficulties(self) -> dict[str, Any]:
         """The difficulty of each metric for the batch that was last handed out; empty before the first."""
-        return dict(self.state_dict().get("current_difficulties", {}))
+        return dict(self._state().get("current_difficulties", {}))
 
     def __len__(self) -> int:
         """Batches of this rank in a whole pass, those already handed out included."""
@@ -120,25 +136,28 @@ class CurriculumDataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         owner = self._owner = object()
-        handed_out = self._drawing.places.popleft
+        hand_out = self._drawing.hand_out
         self._go_back()
         self._moved = True
-        while self._moved:
-            self._moved = False
-            self._place = self._drawing.now()
-            for batch in self._loader:
-                self._place = handed_out()
-                yield batch
-                if self._owner is not owner:
-                    raise ConfigError("another iteration of this loader has begun; two would share one position")
-                if self._moved:
-                    break
+        try:
+            while self._moved:
+                self._moved = False
+                self._place = self._drawing.now()
+                for batch in self._loader:
+                    self._place = hand_out()
+                    yield batch
+                    if self._owner is not owner:
+                        raise ConfigError("another iteration of this loader has begun; two would share one position")
+                    if self._moved:
+                        break
+        finally:
+            self._drawing.write_record()
         self._place = None
 
     def _go_back(self) -> None:
         """Make the sampler forget what was drawn ahead of the loop."""
         if self._place is not None:
-            self.sampler.load_state_dict(self.state_dict())
+            self.sampler.load_state_dict(self._state())
 
     def add_epochs(self) -> None:
         """Let a sampler that is through with its epochs draw on; others are left as they are."""
@@ -165,7 +184,14 @@ class CurriculumDataLoader:
         self._place, self._moved = None, True
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training loop is: the sampler's state at the batch last handed out, in JSON types."""
+        """Where the training loop is: the sampler's state at the batch last handed out, in JSON types.
+
+        A record, where the sampler keeps one, is written up to there.
+        """
+        self._drawing.write_record()
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         return self.sampler.state_dict() if self._place is None else self._drawing.state_at(self._place)
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import arrowds
 from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
 from arrowds.curriculum.batching import batch_by_tokens
 from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.curriculum.trace import read_records
 from arrowds.errors import ConfigError, StateMismatchError
 from arrowds.loading import CurriculumDataLoader, RepeatingLoader
 
@@ -262,6 +264,86 @@ def test_a_state_that_is_refused_changes_nothing(index: arrowds.Index) -> None:
     with pytest.raises(StateMismatchError, match="seed"):
         loader.load_state_dict(other.state_dict())
     assert loader.state_dict() == before
+
+
+def recorded(index: arrowds.Index, folder: Path, order: str = "stateless") -> CurriculumSampler:
+    sizes = {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "seed": 3}
+    return CurriculumSampler(index, CURRICULUM, order=order, record=folder, **sizes)
+
+
+def check_record(folder: Path, handed_out: list[list[int]]) -> None:
+    """The record is what was handed out, each batch at its step and microbatch."""
+    table = read_records(folder)
+    assert table["sample_id"].to_pylist() == list(itertools.chain.from_iterable(handed_out))
+    places = list(zip(table["step"].to_pylist(), table["micro_batch"].to_pylist(), strict=True))
+    assert places == [(at // 2 + 1, at % 2) for at in range(len(handed_out)) for _ in range(4)]
+
+
+@pytest.mark.parametrize("order", ["stateless", "deepspeed"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_record_holds_what_was_handed_out_and_not_what_was_drawn(
+    index: arrowds.Index, tmp_path: Path, workers: int, order: str
+) -> None:
+    sampler = recorded(index, tmp_path, order)
+    loader = loader_of(sampler, workers, **({"prefetch_factor": 4} if workers else {}))
+    seen = list(itertools.islice(loader, 3))
+    check_record(tmp_path, seen)  # the loop was left
+    iterator = iter(loader)
+    seen += [next(iterator), next(iterator)]
+    state = loader.state_dict()
+    check_record(tmp_path, seen)  # a checkpoint was made, and the loop runs on
+    seen += iterator
+    check_record(tmp_path, seen)
+    assert seen == list(
+        CurriculumSampler(index, CURRICULUM, micro_batch_size=4, gradient_accumulation_steps=2, seed=3, order=order)
+    )
+    loader.load_state_dict(state)
+    again = list(loader)
+    assert again == seen[5:]
+    assert read_records(tmp_path).num_rows == 4 * len(seen + again)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+RUN = """
+import itertools, json, sys
+import arrowds
+from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.loading import CurriculumDataLoader
+
+path, folder, curriculum, state, count = json.loads(sys.argv[1])
+index = arrowds.open_index(path)
+sizes = {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "seed": 3}
+sampler = CurriculumSampler(index, curriculum, record=folder, **sizes)
+loader = CurriculumDataLoader(range(index.num_samples), sampler, collate_fn=list, num_workers=2, prefetch_factor=4)
+loader.load_state_dict(state)
+batches = iter(loader)  # which lives until the process ends
+seen = list(itertools.islice(batches, count))
+print(json.dumps([seen, loader.state_dict()]))
+seen.append(next(batches, None))
+print(json.dumps(seen[-1]))
+"""
+
+
+def test_runs_that_go_on_in_the_same_folder_record_everything_once(index: arrowds.Index, tmp_path: Path) -> None:
+    """Another process leaves early, this one goes on from where it was."""
+    arguments = json.dumps([str(index.path), str(tmp_path), CURRICULUM, None, 5])
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, arguments], check=True, timeout=120, capture_output=True, text=True
+    )
+    (seen, state), last = map(json.loads, found.stdout.splitlines())
+    check_record(tmp_path, [*seen, last])  # the one after the state is there as well: the process ended, not killed
+    loader = loader_of(recorded(index, tmp_path), 2)
+    loader.load_state_dict(state | {"consumed_samples": state["consumed_samples"] + 4})
+    seen.append(last)
+    seen += itertools.islice(loader, 4)
+    third = loader_of(recorded(index, tmp_path), 2)
+    third.load_state_dict(loader.state_dict())
+    seen += third
+    check_record(tmp_path, seen)
+    assert sorted(itertools.chain.from_iterable(seen)) == sorted(
+        itertools.chain.from_iterable(loader_of(recorded(index, tmp_path / "other")))
+    )
+    assert len(list(tmp_path.glob("*.arrows"))) == 3
 
 
 def test_repeating_goes_on_with_the_next_epoch() -> None:

@@ -44,7 +44,8 @@ class MixtureSampler(BatchStream):
         gradient_accumulation_steps: microbatches per step.
         seed: another seed, another order.
         num_epochs: how often as many samples are drawn as the sources have together.
-        drop_last: leave out what does not fill a global batch at the end.
+        drop_last: leave out what does not fill a global batch at the end; False leaves out only samples that are fewer
+            than the ranks.
 
     Raises:
         ConfigError: for shares that make no sense, and as :class:`CurriculumSampler` raises.
@@ -96,7 +97,7 @@ class MixtureSampler(BatchStream):
         self.seed, self.num_epochs, self.drop_last = seed, num_epochs, drop_last
         schedule = [(1, weights)] if isinstance(weights, Mapping) else list(weights)
         self._starts, self._shares = _checked(schedule, list(indexes))
-        if self.end < 1:
+        if self.stop < 1:
             raise ConfigError(f"{self.samples_per_epoch} samples do not fill one batch of {layout.global_batch_size}")
         self._block: tuple[int, Int64] = (0, np.zeros((0, 0), np.int64))
         size = layout.global_batch_size
@@ -132,7 +133,7 @@ class MixtureSampler(BatchStream):
 
     @cached_property
     def end(self) -> int:
-        """After how many samples the stream ends."""
+        """How many samples are drawn in all."""
         total = self.samples_per_epoch * self.num_epochs
         return total // self.layout.global_batch_size * self.layout.global_batch_size if self.drop_last else total
 
@@ -191,16 +192,17 @@ class MixtureSampler(BatchStream):
         state = super().state_at(position)
         return state | {"weights": self._weights_until(state["curriculum_step"])}
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go to a saved position; see :meth:`BatchStream.load_state_dict`.
+    def checked_position(self, state: Mapping[str, Any]) -> int:
+        """Return the position of a saved state that fits, the weights up to it included.
 
         Raises:
             StateMismatchError: naming everything in which the state differs.
         """
-        super().load_state_dict(state)
-        here = self._weights_until(self.step)
-        if state is not None and state.get("weights") != here:
+        position = super().checked_position(state)
+        here = self._weights_until(self._step_of(position))
+        if state.get("weights") != here:
             raise StateMismatchError(f"the saved run had the weights {state.get('weights')}, here they are {here}")
+        return position
 
     def _weights_until(self, step: int) -> list[list[Any]]:
         known = max(1, int(np.searchsorted(self._starts, step, side="right")))

@@ -77,6 +77,16 @@ class RankLayout:
             return self.rank * self.micro_batch_size, (self.rank + 1) * self.micro_batch_size
         return round(self.rank * count / self.world_size), round((self.rank + 1) * count / self.world_size)
 
+    def handed_out(self, samples: int) -> int:
+        """Return how many of the last samples of a run the ranks get: without a microbatch too short to serve each.
+
+        >>> layout = RankLayout(micro_batch_size=2, world_size=4)
+        >>> [layout.handed_out(samples) for samples in (16, 19, 20)]
+        [16, 16, 20]
+        """
+        rest = samples % self.micro_samples
+        return samples - rest if rest < self.world_size else samples
+
     def places(self, count: int) -> tuple[Int64, Int64]:
         """Return the microbatch and the rank of each of the first ``count`` samples of a global batch."""
         micro = np.arange(count) // self.micro_samples

@@ -41,11 +41,13 @@ class CurriculumSampler(BatchStream):
         seed: another seed, another order.
         num_epochs: how often as many samples are drawn as there are.
         order: "stateless": every batch follows from (seed, step); "deepspeed": the batches of DeepSpeed's sampler.
-        drop_last: leave out what does not fill a global batch at the end (in DeepSpeed's order: a microbatch).
+        drop_last: leave out what does not fill a global batch at the end (in DeepSpeed's order: a microbatch). False
+            leaves out only samples at the end that would give some ranks a sample and others none.
         where: a Polars expression over metrics; only samples for which it is true are drawn.
         exclude_steps: steps that are left out; all others stay as they are.
         exclude_ids: samples that are never drawn.
-        record: a folder for an Arrow record of what was yielded; see :func:`arrowds.curriculum.trace.read_records`.
+        record: a folder for an Arrow record of what was yielded, or, by a :class:`arrowds.CurriculumDataLoader`, handed
+            out; see :func:`arrowds.curriculum.trace.read_records`.
 
     Raises:
         ConfigError: for arguments or settings that make no sense.
@@ -111,10 +113,11 @@ class CurriculumSampler(BatchStream):
         self._derived = _derived(index, self.metrics)
         self._allowed = None if where is None else _allowed(index, where)
         self._digest = curriculum_digest(self.metrics, where)
-        if self.end < 1:
+        if self.stop < 1:
+            remedy = "use drop_last=False, or a smaller batch" if drop_last else f"each of {world_size} ranks needs one"
             raise ConfigError(
                 f"{self.samples_per_epoch} samples x {num_epochs} epochs do not fill one batch of "
-                f"{layout.global_batch_size}; use drop_last=False, or a smaller batch"
+                f"{layout.global_batch_size}; {remedy}"
             )
         if all(metric.schedule_type != "custom" or metric.function for metric in self.metrics):
             _ = self._order  # Errors in the settings are due here, not at the first batch.
@@ -128,7 +131,7 @@ class CurriculumSampler(BatchStream):
 
     @cached_property
     def end(self) -> int:
-        """After how many samples the stream ends, the excluded steps counted."""
+        """How many samples are drawn in all, the excluded steps counted."""
         total = self.samples_per_epoch * self.num_epochs
         unit = self.layout.global_batch_size if self.order == "stateless" else self.layout.micro_samples
         return total // unit * unit if self.drop_last else total
@@ -201,20 +204,21 @@ class CurriculumSampler(BatchStream):
             state["generator"] = self._order.generator_state(state["curriculum_step"])
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go to a saved position; see :meth:`BatchStream.load_state_dict`. DeepSpeed's order draws all steps up to it.
+    def checked_position(self, state: Mapping[str, Any]) -> int:
+        """Return the position of a saved state that fits; DeepSpeed's order draws all steps up to it.
 
         Raises:
             StateMismatchError: naming everything in which the state differs.
         """
-        super().load_state_dict(state)
-        if state is not None and self.order == "deepspeed" and isinstance(self._order, DeepSpeedOrder):
-            drawn = self._order.generator_state(self.step)
-            if state.get("generator") != drawn:
+        position = super().checked_position(state)
+        if self.order == "deepspeed" and isinstance(self._order, DeepSpeedOrder):
+            step = self._step_of(position)
+            if state.get("generator") != self._order.generator_state(step):
                 raise StateMismatchError(
-                    f"drawing {self.step} steps again leads to another state of the generator: another NumPy than the "
+                    f"drawing {step} steps again leads to another state of the generator: another NumPy than the "
                     f"one that saved it, other excluded ids, or another custom schedule; NumPy is {np.__version__}"
                 )
+        return position
 
     def trace(self, steps: int | Iterable[int]) -> pa.Table:
         """Return the samples of steps over all ranks, one row each, in the order in which they are drawn.

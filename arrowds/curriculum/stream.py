@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arrowds.curriculum.ranks import RankLayout
-from arrowds.curriculum.trace import Recorder
+from arrowds.curriculum.trace import Recorder, Row
 from arrowds.errors import ConfigError, StateMismatchError
 
 Int64 = npt.NDArray[np.int64]
@@ -26,7 +27,13 @@ class BatchStream(ABC):
     """The microbatches of one rank. Iterating goes on from the position; after the last one there are no more.
 
     The position counts what was yielded, in samples of the whole global batch, so any other layout with the same
-    global batch size can go on from it, also in the middle of a step.
+    global batch size can go on from it, also in the middle of a step. All ranks yield equally many microbatches. At the
+    end none of them is empty: samples that are fewer than the ranks, and so would leave one with none, are left out.
+
+    Attributes:
+        layout: how batches are divided.
+        num_epochs: how many epochs there are.
+        recorder: what keeps the record of this rank; None when there is none.
     """
 
     def __init__(
@@ -35,7 +42,9 @@ class BatchStream(ABC):
         self.layout = layout
         self.num_epochs = 1
         self._excluded = frozenset(int(step) for step in exclude_steps)
-        self._recorder = None if record is None else Recorder(record, rank=layout.rank)
+        self.recorder = None if record is None else Recorder(record, rank=layout.rank)
+        if self.recorder is not None:
+            weakref.finalize(self, self.recorder.finish)  # a loop left early, and never closed, keeps its last rows
         self._position = 0  # How many samples were yielded to all ranks, those of excluded steps counted.
 
     @property
@@ -46,7 +55,12 @@ class BatchStream(ABC):
     @property
     @abstractmethod
     def end(self) -> int:
-        """After how many samples the stream ends, the excluded steps counted."""
+        """How many samples are drawn in all, the excluded steps counted."""
+
+    @property
+    def stop(self) -> int:
+        """After how many samples the stream stops: :attr:`end`, less samples at the end that some rank would miss."""
+        return self.layout.handed_out(self.end)
 
     @abstractmethod
     def batches_from(self, step: int) -> Int64:
@@ -63,15 +77,15 @@ class BatchStream(ABC):
     @property
     def num_steps(self) -> int:
         """How many global steps there are, the last of which may be shorter."""
-        return -(-self.end // self.layout.global_batch_size)
+        return self._step_of(self.stop)
 
     def samples_at(self, step: int) -> int:
-        """Return how many samples of the global batch of a step are drawn: fewer only at the end of the last epoch."""
-        return max(0, min(self.layout.global_batch_size, self.end - (step - 1) * self.layout.global_batch_size))
+        """Return how many samples of a step all ranks get together: fewer than a global batch only at the end."""
+        return max(0, min(self.layout.global_batch_size, self.stop - (step - 1) * self.layout.global_batch_size))
 
     def __len__(self) -> int:
         """Return how many microbatches this rank gets in all."""
-        whole, rest = divmod(self.end, self.layout.global_batch_size)
+        whole, rest = divmod(self.stop, self.layout.global_batch_size)
         excluded = sum(
             self._microbatches(self.samples_at(step)) for step in self._excluded if 1 <= step <= self.num_steps
         )
@@ -81,15 +95,27 @@ class BatchStream(ABC):
         return -(-samples // self.layout.micro_samples)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the ids of this rank's microbatches from the position on."""
-        micro, size, end = self.layout.micro_samples, self.layout.global_batch_size, self.end
+        """Yield the ids of this rank's microbatches from the position on; a record notes them as they are yielded."""
+        return self.draw(None) if self.recorder is None else self._recorded(self.recorder)
+
+    def _recorded(self, recorder: Recorder) -> Iterator[list[int]]:
+        yield from self.draw(recorder.add)
+        self.close()
+
+    def draw(self, note: Callable[[Row], None] | None) -> Iterator[list[int]]:
+        """Yield as iterating does, but record nothing: a loader draws ahead and records what it hands out.
+
+        Args:
+            note: is called with the row of each microbatch before that is yielded.
+        """
+        micro, size, end = self.layout.micro_samples, self.layout.global_batch_size, self.stop
         start, stop = self.layout.mine(micro)
         whole = end // size * size
         first, ready = 0, list[list[int]]()
         while True:
             position = self._after_excluded(self._position) if self._excluded else self._position
             count = min(micro, size - position % size, end - position)
-            if count <= 0:
+            if count < micro and not self._serves_all(position, count):
                 break
             if position >= whole or count < micro or position % micro:
                 ids = self._odd(position, count)
@@ -101,10 +127,14 @@ class BatchStream(ABC):
                     ready = self.batches_from(step).reshape(-1, micro)[:, start:stop].tolist()
                 ids = ready[number - first]
             self._position = position + count
-            if self._recorder is not None:
-                self._recorder.add(self.step, position % size // micro, ids)
+            if note is not None:
+                note((position // size + 1, position % size // micro, list(ids)))
             yield ids
-        self.close()
+
+    def _serves_all(self, position: int, count: int) -> bool:
+        """Whether ``count`` samples are a microbatch: fewer than ranks are one only in the middle of the run."""
+        in_a_whole_step = position // self.layout.global_batch_size < self.stop // self.layout.global_batch_size
+        return count > 0 and (count >= self.layout.world_size or in_a_whole_step)
 
     def _after_excluded(self, position: int) -> int:
         """Return the position, moved past excluded steps where one of them would begin."""
@@ -136,21 +166,33 @@ class BatchStream(ABC):
         self._position = 0
 
     def add_epochs(self) -> None:
-        """Add epochs until there is something left to yield; all that was yielded stays as it is."""
-        while self._after_excluded(self._position) >= self.end:
+        """Add epochs until there is something left to yield; all that was yielded stays as it is.
+
+        A short last step is gone on with, unless a rank would get nothing of its rest: then with the step after it.
+        """
+        size = self.layout.global_batch_size
+        while True:
+            position = self._after_excluded(self._position)
+            if self._serves_all(position, min(size - position % size, self.stop - position)):
+                return
             self.num_epochs += 1
             for cached in ("end", "_order"):  # cached properties; the order knows where it ends
                 self.__dict__.pop(cached, None)
+            if (rest := -self._position % size) != self.layout.handed_out(rest):
+                self._position += rest
 
     def close(self) -> None:
         """Finish the recording, if there is one."""
-        if self._recorder is not None:
-            self._recorder.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     @property
     def step(self) -> int:
         """The step of the microbatch last yielded; 0 before the first."""
-        return -(-self._position // self.layout.global_batch_size)
+        return self._step_of(self._position)
+
+    def _step_of(self, position: int) -> int:
+        return -(-position // self.layout.global_batch_size)
 
     @property
     def step_of_epoch(self) -> int:
@@ -180,12 +222,17 @@ class BatchStream(ABC):
         return self.difficulties_at(self.step) if self._position else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and what it belongs to: a few hundred bytes of JSON-serialisable values."""
+        """Return the position and what it belongs to: a few hundred bytes of JSON-serialisable values.
+
+        A record is written up to it first, so that a checkpoint never knows of more than the record does.
+        """
+        if self.recorder is not None:
+            self.recorder.flush()
         return self.state_at(self._position)
 
     def state_at(self, position: int) -> dict[str, Any]:
         """Return the state of an earlier :attr:`position`."""
-        step = -(-position // self.layout.global_batch_size)
+        step = self._step_of(position)
         return {
             "version": STATE_VERSION,
             **self.identity(),
@@ -197,7 +244,8 @@ class BatchStream(ABC):
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go to the position of a saved state, of any rank and any world size with the same global batch size.
 
-        None, which DeepSpeed passes for a checkpoint without a sampler, leaves the position as it is.
+        None, which DeepSpeed passes for a checkpoint without a sampler, leaves the position as it is, and so does a
+        state that is refused. DeepSpeed's order draws all steps up to the position, to compare its generator.
 
         Raises:
             StateMismatchError: naming everything in which the state differs: dataset, curriculum, seed, ...
@@ -205,6 +253,14 @@ class BatchStream(ABC):
         if state is None:
             logger.warning("the checkpoint has no state of a sampler; it starts from its present position")
             return
+        self._position = self.checked_position(state)
+
+    def checked_position(self, state: Mapping[str, Any]) -> int:
+        """Return the position of a saved state, when all of it fits this stream; change nothing.
+
+        Raises:
+            StateMismatchError: naming everything in which the state differs.
+        """
         if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
             found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
             raise StateMismatchError(f"a sampler state of version {STATE_VERSION} was expected, got {found!r}")
@@ -220,9 +276,9 @@ class BatchStream(ABC):
                 + "; open the index and curriculum it was saved with"
             )
         position = state.get("consumed_samples")
-        if not isinstance(position, int) or position < 0:
+        if not isinstance(position, int) or isinstance(position, bool) or position < 0:
             raise StateMismatchError(f"the saved state has an impossible position: {position!r} samples")
-        self._position = position
+        return position
 
 
 def check_step(step: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from arrowds.curriculum.metric_values import MetricValues
 
 RECORD_SCHEMA = pa.schema({"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()})
-_ROWS_PER_WRITE = 4096
+Row = tuple[int, int, list[int]]
+"""A microbatch of one rank: step, microbatch within it, sample ids."""
+
+_SAMPLES_PER_WRITE = 4096
 
 
 def trace_table(
@@ -61,14 +65,15 @@ class Recorder:
         self._folder = Path(folder)
         self._rank = rank
         self._writer: Any = None
-        self._rows: list[tuple[int, int, list[int]]] = []
+        self._rows: list[Row] = []
         self._count = 0
+        self._process = os.getpid()
 
-    def add(self, step: int, micro_batch: int, ids: Sequence[int]) -> None:
+    def add(self, row: Row) -> None:
         """Add a microbatch."""
-        self._rows.append((step, micro_batch, list(ids)))
-        self._count += len(ids)
-        if self._count >= _ROWS_PER_WRITE:
+        self._rows.append(row)
+        self._count += len(row[2])
+        if self._count >= _SAMPLES_PER_WRITE:
             self.flush()
 
     def flush(self) -> None:
@@ -106,11 +111,17 @@ class Recorder:
             self._writer.close()
             self._writer = None
 
+    def finish(self) -> None:
+        """Close, but not in a fork of the process that records, which has the same rows in memory."""
+        if os.getpid() == self._process:
+            self.close()
+
 
 def read_records(folder: str | PathLike[str]) -> pa.Table:
     """Return what all ranks and all starts of a run consumed: step, micro_batch, rank, sample_id, in file order.
 
-    The last rows of a run that was killed may be missing; the files stay readable.
+    The rows of a killed run after its last saved state may be missing; the files stay readable. Steps that a run did
+    again, as it resumed from a state before its end, are there twice, since they were consumed twice.
 
     Raises:
         UnreadableFileError: when the folder holds no record.

@@ -82,6 +82,7 @@ def test_weights_may_change_from_a_later_step_on_but_not_before() -> None:
     earlier = MixtureSampler(INDEXES, [(1, first), (11, {"code": 1})], micro_batch_size=8)
     with pytest.raises(StateMismatchError, match="weights"):
         earlier.load_state_dict(sampler.state_dict())
+    assert earlier.position == 0
     swapped = MixtureSampler({"web": CODE, "code": WEB, "books": BOOKS}, first, micro_batch_size=8)
     with pytest.raises(StateMismatchError, match="indexes"):
         swapped.load_state_dict(sampler.state_dict())

@@ -217,6 +217,73 @@ def test_a_state_of_something_else_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("order", ["stateless", "deepspeed"])
+def test_a_refused_state_leaves_the_sampler_where_it_was(order: Any) -> None:
+    sampler = CurriculumSampler(INDEX, SEQLEN, micro_batch_size=8, order=order)
+    stream = iter(sampler)
+    for _ in range(3):
+        next(stream)
+    before, later = sampler.state_dict(), list(CurriculumSampler(INDEX, SEQLEN, micro_batch_size=8, order=order))[3]
+    bad = [{"version": 2}, {"seed": 5}, {"consumed_samples": -8}, {"consumed_samples": True}]
+    bad += [{"generator": {"state": 1, "inc": 3}}, {"generator": None}] if order == "deepspeed" else []
+    for change in bad:
+        with pytest.raises(StateMismatchError):
+            sampler.load_state_dict(before | {"consumed_samples": 80} | change)
+        assert sampler.state_dict() == before
+    assert next(stream) == later
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+@pytest.mark.parametrize("order", ["stateless", "deepspeed"])
+@settings(deadline=None, max_examples=12)
+@given(count=st.integers(8, 70), micro=st.sampled_from([1, 2, 3]), accumulation=st.sampled_from([1, 2, 3]))
+def test_no_rank_gets_an_empty_microbatch_at_the_short_end(
+    order: Any, world: int, count: int, micro: int, accumulation: int
+) -> None:
+    index = MemoryIndex(seqlen=np.arange(count))
+    sizes = {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation, "drop_last": False}
+    ranks = samplers(world, index=index, curriculum={}, order=order, **sizes)
+    by_rank = [list(sampler) for sampler in ranks]
+    assert {len(batches) for batches in by_rank} == {len(sampler) for sampler in ranks} == {len(by_rank[0])}
+    assert all(batch for batches in by_rank for batch in batches)
+    flat = joined(joined(parts) for parts in zip(*by_rank, strict=True))
+    left_out = count % (micro * world)
+    assert len(flat) == count - (left_out if left_out < world else 0)
+    assert order == "deepspeed" or len(set(flat)) == len(flat)
+    steps = range(1, ranks[0].num_steps + 1)
+    assert sum(ranks[0].samples_at(step) for step in steps) == len(flat) == ranks[0].trace(steps).num_rows
+    assert all(ranks[0].samples_at(step) for step in steps)
+
+
+def test_epochs_added_after_a_short_end_leave_no_rank_without_samples() -> None:
+    for count, micro, epoch in [(30, 2, 4), (29, 2, 4), (27, 2, 3), (27, 1, 6), (30, 3, 3)]:
+        index = MemoryIndex(seqlen=np.arange(count))
+        ranks = samplers(4, index=index, curriculum={}, micro_batch_size=micro, drop_last=False)
+        for _ in range(3):
+            by_rank = [list(sampler) for sampler in ranks]
+            assert epoch - 1 <= len(by_rank[0]) <= epoch + 1
+            assert {len(batches) for batches in by_rank} == {len(by_rank[0])}
+            assert all(batch for batches in by_rank for batch in batches)
+            for sampler in ranks:
+                sampler.add_epochs()
+
+
+@pytest.mark.parametrize("state_of", [26, 28, 29])
+def test_a_short_last_step_resumed_at_a_larger_world_size_has_no_empty_microbatch(state_of: int) -> None:
+    arguments: dict[str, Any] = {"index": MemoryIndex(seqlen=np.arange(30)), "curriculum": {}, "drop_last": False}
+    alone = CurriculumSampler(**arguments, micro_batch_size=1, gradient_accumulation_steps=8)
+    state = next(alone.state_dict() for _ in alone if alone.position == state_of)
+    ranks = samplers(4, **arguments, micro_batch_size=2)
+    for sampler in ranks:
+        sampler.load_state_dict(state)
+    assert [list(map(len, sampler)) for sampler in ranks] == [[1] if state_of == 26 else []] * 4
+
+
+def test_fewer_samples_than_ranks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="each of 8 ranks needs one"):
+        CurriculumSampler(MemoryIndex(seqlen=np.arange(5)), {}, micro_batch_size=2, world_size=8, drop_last=False)
+
+
+@pytest.mark.parametrize("order", ["stateless", "deepspeed"])
 def test_the_last_batch_may_be_short(order: Any) -> None:
     index = MemoryIndex(seqlen=np.arange(1, 31))
     sizes = {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "order": order, "drop_last": False}
@@ -339,6 +406,17 @@ def test_a_record_holds_what_was_yielded(tmp_path: Path) -> None:
     assert table["step"].to_pylist() == [step for step in range(1, 251) for _ in range(4)]
     assert len(list(tmp_path.iterdir())) == 2
     assert read_records(tmp_path).schema.field("sample_id").type == pa.uint64()
+
+
+def test_a_record_is_complete_up_to_a_saved_state_and_when_the_sampler_is_gone(tmp_path: Path) -> None:
+    sampler = CurriculumSampler(INDEX, SEQLEN, micro_batch_size=4, record=tmp_path)
+    stream = iter(sampler)
+    drawn = [next(stream) for _ in range(3)]
+    sampler.state_dict()
+    assert read_records(tmp_path)["sample_id"].to_pylist() == joined(drawn)
+    drawn.append(next(stream))
+    del stream, sampler
+    assert read_records(tmp_path)["sample_id"].to_pylist() == joined(drawn)
 
 
 def test_a_real_index_serves(make_index: Callable[..., Any]) -> None:

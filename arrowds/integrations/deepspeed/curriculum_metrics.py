@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import xxhash
 from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, MetricValues
 from arrowds.errors import ConfigError, UnreadableFileError
 from arrowds.index import Index, open_index
-from arrowds.indexed_dataset import IndexedDataset
+from arrowds.integrations.deepspeed.import_legacy import open_analyzer_file
 
 Settings = Mapping[str, Any]
 
@@ -99,7 +98,7 @@ def _read_files(name: str, settings: Settings) -> npt.NDArray[Any]:
             f"the curriculum of {name!r} has neither 'index_path', the folder of an index, nor "
             f"{' and '.join(missing)}, files of DeepSpeed's analyzer"
         )
-    rows = _open(settings["index_to_sample_path"])
+    rows = open_analyzer_file(settings["index_to_sample_path"])
     ids = rows.tokens.astype(np.int64)
     if not np.array_equal(np.sort(ids), np.arange(len(ids))):
         raise UnreadableFileError(
@@ -107,7 +106,7 @@ def _read_files(name: str, settings: Settings) -> npt.NDArray[Any]:
         )
     ordered = np.arange(len(ids))
     if by_value:
-        distinct = _open(settings["index_to_metric_path"])
+        distinct = open_analyzer_file(settings["index_to_metric_path"])
         if len(distinct.tokens) != len(rows):
             raise UnreadableFileError(
                 f"{rows.prefix} has {len(rows)} rows and {distinct.prefix} {len(distinct.tokens)} values; "
@@ -117,14 +116,3 @@ def _read_files(name: str, settings: Settings) -> npt.NDArray[Any]:
     values = np.empty_like(ordered)
     values[ids] = ordered
     return values
-
-
-def _open(path: str | Path) -> IndexedDataset:
-    """Open a pair in the numbering of types of today's DeepSpeed or, where its size calls for that, the older one."""
-    try:
-        return IndexedDataset.open(path, "deepspeed")
-    except UnreadableFileError as error:
-        try:
-            return IndexedDataset.open(path, "deepspeed-legacy")
-        except UnreadableFileError:
-            raise error from None

@@ -99,22 +99,28 @@ def _has(prefix: Path, kind: str) -> bool:
     return any(pair.with_name(pair.name + suffix).exists() for suffix in (".idx", ".bin"))
 
 
-def _open(prefix: Path, kind: str) -> IndexedDataset:
-    """Open a pair in the numbering of types of today's DeepSpeed or, where its size calls for that, the older one."""
-    pair = _pair(prefix, kind)
+def open_analyzer_file(path: str | os.PathLike[str]) -> IndexedDataset:
+    """Open one pair of the analyzer's files, in today's numbering of types or, where its size tells, the older one.
+
+    Args:
+        path: of the pair, without ``.bin`` and ``.idx``.
+
+    Raises:
+        UnreadableFileError: when they are missing, truncated or something else.
+    """
     try:
-        return IndexedDataset.open(pair, "deepspeed")
+        return IndexedDataset.open(path, "deepspeed")
     except UnreadableFileError as error:
-        if not is_indexed_dataset(pair):
+        if not is_indexed_dataset(path):
             raise
         try:
-            return IndexedDataset.open(pair, "deepspeed-legacy")
+            return IndexedDataset.open(path, "deepspeed-legacy")
         except UnreadableFileError:
             raise error from None
 
 
 def _read_total(prefix: Path) -> _Array:
-    rows = _open(prefix, "metric_value")
+    rows = open_analyzer_file(_pair(prefix, "metric_value"))
     if len(rows) != 1:
         raise UnreadableFileError(f"{_pair(prefix, 'metric_value')}.idx has {len(rows)} rows; a total has one")
     return _native(rows.tokens)
@@ -135,7 +141,7 @@ def _read_metric(prefix: Path) -> _Array:
 
 
 def _read_column(prefix: Path, kind: str) -> _Array:
-    rows = _open(prefix, kind)
+    rows = open_analyzer_file(_pair(prefix, kind))
     if (wrong := np.flatnonzero(rows.sizes != 1)).size:
         raise UnreadableFileError(
             f"{_pair(prefix, kind)}.idx: row {wrong[0]} has {rows.sizes[wrong[0]]} values instead of one"
@@ -145,7 +151,8 @@ def _read_column(prefix: Path, kind: str) -> _Array:
 
 def _read_lists(prefix: Path) -> _Array:
     """Scatter each distinct value to its samples."""
-    samples, distinct = _open(prefix, "index_to_sample"), _read_column(prefix, "index_to_metric")
+    samples = open_analyzer_file(_pair(prefix, "index_to_sample"))
+    distinct = _read_column(prefix, "index_to_metric")
     if len(samples) != len(distinct):
         raise UnreadableFileError(
             f"{prefix}: index_to_sample has {len(samples)} rows and index_to_metric {len(distinct)}; "
