@@ -15,7 +15,6 @@ from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
 from arrowds.sources.files import DataFile, naming_the_file, slice_rows
 
 _FILE_MAGIC = b"ARROW1"
-_FILE_BODY = 8
 _FEATHER_1_MAGIC = b"FEA1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
@@ -35,7 +34,7 @@ class IpcFile(DataFile):
             stream = _is_stream(path)
             with pa.memory_map(str(path)) as source:
                 reader = _reader(source, stream, [])
-                fields = [] if (mapped := _is_uncompressed(path)) else _cheapest_field(reader.schema)
+                fields = [] if (mapped := _is_uncompressed(source, stream)) else _cheapest_field(reader.schema)
                 rows = [batch.num_rows for batch in _record_batches(_reader(source, stream, fields), 0)]
             return cls(
                 path=path,
@@ -91,19 +90,16 @@ def _record_batches(reader: Any, first: int) -> Iterator[pa.RecordBatch]:
     return iter(reader)
 
 
-def _is_uncompressed(path: Path) -> bool:
-    """Whether the first record batch is a view of the map; the file format's body is a stream, too."""
-    with pa.memory_map(str(path)) as source:
-        whole = source.read_buffer()
-        body = whole[_FILE_BODY:] if not _is_stream(path) else whole
-        batch = next(iter(pa.ipc.open_stream(body)), None)
-        if batch is None:
-            return True
-        end = whole.address + whole.size
-        buffers = [
-            buffer for column in batch.columns for buffer in column.buffers() if buffer is not None and buffer.size
-        ]
-        return all(whole.address <= buffer.address < end for buffer in buffers)
+def _is_uncompressed(source: pa.MemoryMappedFile, stream: bool) -> bool:
+    """Whether the first record batch is a view of the map."""
+    batch = next(_record_batches(_reader(source, stream, []), 0), None)
+    if batch is None:
+        return True
+    source.seek(0)
+    whole = source.read_buffer()
+    end = whole.address + whole.size
+    buffers = [buffer for column in batch.columns for buffer in column.buffers() if buffer is not None and buffer.size]
+    return all(whole.address <= buffer.address < end for buffer in buffers)
 
 
 def _cheapest_field(schema: pa.Schema) -> list[int]:
