@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _PAIR = (".bin", ".idx")
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip")
 # What `datasets.Dataset.save_to_disk` writes beside the data.
 _NOT_DATA = {"state.json", "dataset_info.json"}
+# How a manifest starts, whatever its version.
+_MANIFEST_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"arrowds-index"')
 
 _ACCEPTED = (
     "accepted are: a path, glob pattern, folder or list of Parquet, Arrow IPC, JSON Lines or CSV files; the prefix of "
@@ -48,7 +51,8 @@ def open_source(data: Any) -> Source:
     """The source for whatever holds the data.
 
     Accepts a Source (returned as it is); a path, a glob pattern, a folder or a list of these, of files of one format
-    (Parquet, Arrow IPC, JSON Lines, CSV; those of a pattern and a folder sorted by name); the prefix of a `.bin`/`.idx`
+    (Parquet, Arrow IPC, JSON Lines, CSV; those of a pattern and a folder sorted by name,
+    without those of an index that lies there); the prefix of a `.bin`/`.idx`
     pair; a `pyarrow.Table`, `RecordBatch` or `Dataset`; a Polars `DataFrame` or `LazyFrame` (collected at once); a
     `datasets.Dataset`; and any object with `__len__` and `__getitem__`, read as a torch map-style dataset.
 
@@ -140,7 +144,7 @@ def _expand(pattern: str) -> list[Path]:
     if glob.has_magic(pattern):
         # Path.glob takes no absolute pattern.
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207
-        found = sorted(path for path in map(Path, names) if path.is_file())
+        found = _outside_indexes(sorted(filter(Path.is_file, map(Path, names))), _fixed_part(path))
         if found:
             return found
         raise UnreadableFileError(f"no file matches {pattern}")
@@ -150,6 +154,7 @@ def _expand(pattern: str) -> list[Path]:
 def _files_of_folder(folder: Path) -> list[Path]:
     """All data files below a folder, sorted, without hidden ones and Spark's marks, which start with an underscore."""
     found = sorted(path for path in _visible(folder) if path.suffix in _OPENERS or path.suffix in _PAIR)
+    found = _outside_indexes(found, folder)
     if found:
         return found
     raise UnreadableFileError(f"no data file in {folder}; looked for {', '.join([*_OPENERS, *_PAIR])}")
@@ -160,6 +165,30 @@ def _visible(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
         if not hidden and path.is_file() and path.name not in _NOT_DATA:
             yield path
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder below which a glob pattern looks."""
+    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
+
+
+def _outside_indexes(paths: list[Path], root: Path) -> list[Path]:
+    """The files that lie in no index from `root` on, so that an index may be written into the folder of its data."""
+    is_index = cache(_is_index)
+    above = set(root.parents)
+    return [path for path in paths if not any(is_index(folder) for folder in path.parents if folder not in above)]
+
+
+def _is_index(folder: Path) -> bool:
+    """Whether a folder is an index, or one that is being written or was left unfinished."""
+    try:
+        with (folder / "manifest.json").open("rb") as file:
+            if _MANIFEST_START.match(file.read(100)):
+                return True
+    except OSError:
+        pass  # there is none
+    there = [name for name in ("plan.json", "writer.lock", "metrics", "totals") if (folder / name).exists()]
+    return len(there) > 1 and there[0] in ("plan.json", "writer.lock")
 
 
 def _opener(path: Path) -> _Open:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from source_contract import check_columnar, rows
 
+import arrowds
 from arrowds.errors import SourceError, UnreadableFileError, UnsupportedError
 from arrowds.indexed_dataset import write_indexed_dataset
 from arrowds.sources import DatasetSource, MegatronSource, TableSource, TorchSource, open_source
@@ -44,6 +45,30 @@ def test_paths_patterns_folders_and_lists(folder: Path, monkeypatch: pytest.Monk
     assert rows(open_source([b, a]), 0, 3) == expected[2:] + expected[:2], "a list keeps its order"
     assert open_source([a, b]).description == "parquet, 2 files, columns x, text"
     assert open_source(folder).fingerprint() == open_source([a, b]).fingerprint()
+
+
+def test_home_folder_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    for data in ("~", "~/**/[ab].parquet", ["~/a.parquet", "~/deep/b.parquet"]):
+        assert rows(open_source(data), 0, 3) == TABLE.to_pylist()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_index_beside_its_data_is_no_data(folder: Path, finished: bool) -> None:
+    index = folder / "idx"
+    (folder / "_temporary" / "c.parquet").unlink()
+    metric = arrowds.metrics.expr("x", pl.col("x"))
+    for _ in range(2):
+        assert arrowds.analyze(folder, metric, index).num_samples == 3
+    assert arrowds.analyze(f"{folder}/**/*.parquet", metric, index, overwrite=True).num_samples == 3
+    if not finished:
+        (index / "manifest.json").rename(index / "plan.json")
+    assert rows(open_source(folder), 0, 3) == TABLE.to_pylist()
+    assert rows(open_source(f"{folder}/**/*.parquet"), 0, 3) == TABLE.to_pylist()
+    with pytest.raises(UnreadableFileError, match="no data file"):
+        open_source(index)
+    parts = "**/metrics/x/parts"
+    assert len(open_source(next(index.glob(parts)))) == 3, "asked for by name, they are data"
 
 
 def test_name_with_glob_characters_that_exists_is_a_name(tmp_path: Path) -> None:
