@@ -21,6 +21,7 @@
     |   |-- IndexExistsError                    the folder holds something else
     |   |-- IndexVersionError                   written by a newer format
     |   |-- IndexCorruptError                   files that are missing, truncated or changed
+    |   |   `-- IndexReplacedError              overwritten since it was opened
     |   |-- UnknownMetricError (KeyError)       the index has no metric of that name
     |   `-- IndexLockedError                    another run is writing there
     |-- StateMismatchError (ValueError)         a saved state of another index, curriculum or plan
@@ -130,6 +131,10 @@ class UnknownMetricError(DatasetIndexError, KeyError):
     """The index has no metric of that name; the message lists those it has."""
 
     __str__ = Exception.__str__  # KeyError would show the message's repr
+
+
+class IndexReplacedError(IndexCorruptError):
+    """Another run has overwritten the index since it was opened."""
 
 
 class IndexLockedError(DatasetIndexError):

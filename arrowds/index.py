@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from arrowds import manifest as manifests
 from arrowds import storage
-from arrowds.errors import IndexCorruptError, UnknownMetricError, UnsupportedError
+from arrowds.errors import IndexCorruptError, IndexReplacedError, UnknownMetricError, UnsupportedError
 from arrowds.manifest import Manifest
 from arrowds.metric_index import MetricIndex
 from arrowds.schema import VALUE, numpy_dtype
@@ -59,10 +59,8 @@ def open_index(
     _check_complete(root, manifest)
     try:
         (manifests.check_digests if verify else manifests.check_sizes)(root, manifest.files)
-    except IndexCorruptError:
-        if manifests.load(root) == manifest:
-            raise
-        return open_index(root, verify=verify)  # another run has just replaced this index by the next one
+    except IndexReplacedError:
+        return open_index(root, verify=verify)
     return Index(root, manifest)
 
 

@@ -11,7 +11,13 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arrowds import storage
-from arrowds.errors import IndexCorruptError, IndexNotFoundError, IndexVersionError
+from arrowds.errors import (
+    DatasetIndexError,
+    IndexCorruptError,
+    IndexNotFoundError,
+    IndexReplacedError,
+    IndexVersionError,
+)
 from arrowds.layout import Layout
 from arrowds.schema import FORMAT_VERSION, check_metric_name
 
@@ -77,6 +83,8 @@ class Manifest(_Frozen):
     metrics: dict[str, MetricEntry] = Field(default_factory=dict)
     totals: dict[str, TotalEntry] = Field(default_factory=dict)
     files: dict[str, FileEntry]
+    xxh3: str = ""
+    """In the file: the digest of the manifest itself, taken with this field empty."""
 
     def layout(self, root: Path) -> Layout:
         """Return the paths of this generation below ``root``."""
@@ -90,6 +98,12 @@ class Manifest(_Frozen):
             key = self.layout(Path()).values(name).as_posix()
             digest.update(f"{name}={self.files[key].xxh3};".encode())
         return digest.hexdigest()
+
+    @property
+    def own_digest(self) -> str:
+        """The XXH3-128 digest of the manifest, its own ``xxh3`` aside."""
+        bare = self.model_copy(update={"xxh3": ""})
+        return xxhash.xxh3_128_hexdigest(bare.model_dump_json().encode())
 
 
 def load(root: Path) -> Manifest:
@@ -118,8 +132,18 @@ def load(root: Path) -> Manifest:
     except (ValidationError, ValueError) as error:
         if isinstance(error, IndexVersionError):
             raise
-        raise IndexCorruptError(f"{path} is not the manifest of an index: {error}") from error
+        raise IndexCorruptError(f"{path} is not the manifest of an index: {_first_fault(error)}") from error
+    if manifest.xxh3 != manifest.own_digest:
+        raise IndexCorruptError(f"{path} has changed since it was written; restore it, or analyze the dataset again")
     return manifest
+
+
+def _first_fault(error: Exception) -> str:
+    """Return one line of what may be a long list of pydantic's."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class _Version(BaseModel):
@@ -139,7 +163,8 @@ def _not_found(root: Path) -> str:
 
 def commit(root: Path, manifest: Manifest) -> None:
     """Make ``manifest`` the truth about ``root``, atomically."""
-    storage.write_text(Layout(root).manifest, manifest.model_dump_json(indent=1) + "\n")
+    signed = manifest.model_copy(update={"xxh3": manifest.own_digest})
+    storage.write_text(Layout(root).manifest, signed.model_dump_json(indent=1) + "\n")
 
 
 def file_entries(layout: Layout, paths: Iterable[Path]) -> dict[str, FileEntry]:
@@ -159,7 +184,7 @@ def check_sizes(root: Path, files: Mapping[str, FileEntry]) -> None:
     Raises:
         IndexCorruptError: naming every file that is missing or has another size.
     """
-    _raise_bad(root, [bad for name, entry in files.items() if (bad := _size_fault(root, name, entry))])
+    _raise_bad(root, files, [bad for name, entry in files.items() if (bad := _size_fault(root, name, entry))])
 
 
 def check_digests(root: Path, files: Mapping[str, FileEntry]) -> None:
@@ -170,7 +195,7 @@ def check_digests(root: Path, files: Mapping[str, FileEntry]) -> None:
     """
     with ThreadPoolExecutor() as pool:
         faults = list(pool.map(lambda item: _digest_fault(root, *item), files.items()))
-    _raise_bad(root, [fault for fault in faults if fault])
+    _raise_bad(root, files, [fault for fault in faults if fault])
 
 
 def _size_fault(root: Path, name: str, entry: FileEntry) -> str | None:
@@ -198,10 +223,21 @@ def _escapes(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/") or "\\" in name
 
 
-def _raise_bad(root: Path, faults: list[str]) -> None:
+def _raise_bad(root: Path, files: Mapping[str, FileEntry], faults: list[str]) -> None:
     if faults:
+        if _is_replaced(root, files):
+            raise IndexReplacedError(f"the index {root} was replaced by another run since it was opened; open it again")
         listed = "\n  ".join(faults)
         raise IndexCorruptError(
             f"{len(faults)} file(s) of the index {root} are damaged:\n  {listed}\n"
             "restore them from a copy, or run arrowds.analyze(..., overwrite=True)"
         )
+
+
+def _is_replaced(root: Path, files: Mapping[str, FileEntry]) -> bool:
+    """Tell whether the index now consists of other files than those."""
+    try:
+        current = load(root).files
+    except DatasetIndexError:
+        return False
+    return any(current.get(name) != entry for name, entry in files.items())

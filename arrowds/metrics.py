@@ -24,6 +24,7 @@ Nulls = Literal["refuse", "keep"]
 Totals = Mapping[str, np.ndarray]
 
 _LARGEST_TOKEN_ID = 1 << 28
+_CHECKED_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,13 @@ class Metric(ABC):
         Returns:
             For ``"per_sample"`` n values: an Arrow array, a NumPy array, a torch tensor or a Polars series. For
             ``"total"`` an array or number of any shape; shorter vectors are padded with zeros when they are added.
+        """
+
+    def check(self, batch: Batch) -> None:  # noqa: B027  # most metrics have nothing to refuse
+        """Refuse what can be known to be wrong from a batch; called with the first one of each part.
+
+        Raises:
+            MetricError: when values would depend on which samples happen to share a batch.
         """
 
     @abstractmethod
@@ -210,14 +218,46 @@ class Expression(Metric):
         return None if selects_more or not names else tuple(sorted(set(names)))
 
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
-        frame = pl.from_arrow(as_record_batch(batch, self.columns))
+        return self._evaluated(_checked_text(as_record_batch(batch, self.columns))).to_arrow()
+
+    def _evaluated(self, batch: pa.RecordBatch) -> pl.Series:
+        frame = pl.from_arrow(batch)
         if not isinstance(frame, pl.DataFrame):
             raise MetricError(f"metric {self.name!r}: the batch is no table")
-        return frame.select(self.expression.alias(self.name)).to_series().to_arrow()
+        return frame.select(self.expression.alias(self.name)).to_series()
+
+    def check(self, batch: Batch) -> None:
+        """Compute some rows together and in two halves: an expression that looks at other rows gives other values."""
+        rows = as_record_batch(batch, self.columns)
+        rows = _checked_text(rows.slice(0, min(rows.num_rows, _CHECKED_ROWS)))
+        half = rows.num_rows // 2
+        whole, left, right = map(self._evaluated, (rows, rows.slice(0, half), rows.slice(half)))
+        if len(whole) == rows.num_rows and not whole.equals(left.append(right), null_equal=True):
+            raise MetricError(
+                f"metric {self.name!r} has other values where other samples are in its batch: {self.expression}; "
+                "an expression must compute each row for itself (no rank, shift, over, or mean over rows)"
+            )
 
     def definition(self) -> str:
         body = xxhash.xxh3_128_hexdigest(self.expression.meta.serialize())
         return f"expr({body}, {self.dtype}, nulls={self.nulls})"
+
+
+def _checked_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch; Polars takes text for valid UTF-8 and would crash on any other.
+
+    Raises:
+        MetricValueError: naming the column that holds bytes which are no text.
+    """
+    for name, values in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            try:
+                values.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise MetricValueError(
+                    f"column {name!r} holds text that is not UTF-8 ({error}); convert the data, or read it as binary"
+                ) from error
+    return batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,12 +320,15 @@ def vocab_rarity(
 def expr(name: str, expression: pl.Expr, *, dtype: object = None, nulls: Nulls = "refuse") -> Metric:
     """Any Polars expression over the columns of a sample that gives one number or bool for each row.
 
-    The expression sees one batch at a time, so it must not look at other rows (no ``rank``, ``shift``, ``over``).
+    The expression sees one batch at a time, so it must not look at other rows: ``rank``, ``shift``, ``over`` and means
+    over rows are refused.
 
     >>> batch = pa.record_batch({"text": ["abc", "de"]})
     >>> expr("n_chars", pl.col("text").str.len_chars()).compute(batch, {}).to_pylist()
     [3, 2]
     """
+    if not isinstance(expression, pl.Expr):
+        raise MetricError(f"metric {name!r} needs a Polars expression such as pl.col('x'); got {expression!r}")
     declared = None if dtype is None else value_type(dtype)
     return Expression(name=name, expression=expression, dtype=declared, nulls=nulls)
 
@@ -316,6 +359,8 @@ def function(
     """
     if not callable(fn):
         raise MetricError(f"metric {name!r} needs a callable that takes a batch; got a {type(fn).__name__}")
+    if isinstance(columns, str):
+        raise MetricError(f"metric {name!r}: columns must be a list of names; got {columns!r}, so pass [{columns!r}]")
     declared = None if dtype is None else value_type(dtype)
     return Function(
         name=name,

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     import duckdb
 
 _MAPPED = "arrowds_mapped"
+_SQL_TYPES = {
+    "bool": "BOOLEAN",
+    "uint16": "USMALLINT",
+    "uint32": "UINTEGER",
+    "uint64": "UBIGINT",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+}
 
 
 class Queryable(Protocol):
@@ -38,8 +47,8 @@ class Queryable(Protocol):
 def scan(index: Queryable) -> pl.LazyFrame:
     """Return ``sample_id`` and one column per metric as a LazyFrame over the memory maps; nothing is read yet.
 
-    Columns have the stored types (integers may be narrower than declared). Values that were kept as null or NaN are
-    null.
+    Columns have the declared types; Polars widens those columns that a query uses. Values that were kept as null or
+    NaN are null.
 
     >>> import arrowds, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,18 +65,23 @@ def scan(index: Queryable) -> pl.LazyFrame:
 
 def _polars_column(metric: MetricIndex) -> pl.Expr:
     column = pl.col(metric.name)
-    if pa.types.is_boolean(metric.arrow_type):
-        return column.cast(pl.Boolean)
+    if metric.column.type != metric.arrow_type:
+        return column.cast(_polars_type(metric.arrow_type))
     return column.fill_nan(None) if _has_nan(metric) else column
+
+
+def _polars_type(kind: pa.DataType) -> type[pl.DataType]:
+    found: type[pl.DataType] = pl.Series(pa.nulls(0, kind)).dtype.base_type()
+    return found
 
 
 def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
     """Return a new DuckDB connection in which the index is the view ``samples``; close it when done.
 
-    The view has ``sample_id`` and one column per metric, NULL where a value was kept as null or NaN. DuckDB reads the
-    metric columns from the memory maps; only the ids are made (4 bytes for each sample, 8 above 2^32). Each metric
-    also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view ``total_NAME`` (value:
-    the flattened array, in order).
+    The view has ``sample_id`` and one column per metric, of the type that it declares, NULL where a value was kept as
+    null or NaN. DuckDB reads the metric columns from the memory maps; only the ids are made (4 bytes for each sample, 8
+    above 2^32). Each metric also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view
+    ``total_NAME`` (value: the flattened array, in order).
 
     Raises:
         ConfigError: when two metrics differ only in upper and lower case, which SQL ignores.
@@ -109,8 +123,8 @@ def _create_file_view(connection: duckdb.DuckDBPyConnection, name: str, path: Pa
 
 def _sql_column(metric: MetricIndex) -> str:
     quoted = '"' + metric.name + '"'
-    if pa.types.is_boolean(metric.arrow_type):
-        return f"{quoted}::BOOLEAN as {quoted}"
+    if metric.column.type != metric.arrow_type:
+        return f"{quoted}::{_SQL_TYPES[str(metric.arrow_type)]} as {quoted}"
     return f"case when isnan({quoted}) then null else {quoted} end as {quoted}" if _has_nan(metric) else quoted
 
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arrowds import manifest as manifests
 from arrowds.errors import (
     ConfigError,
     IndexCorruptError,
@@ -293,8 +294,9 @@ def test_opening_needs_an_index(tmp_path, make_index):
 
 def test_manifest_that_forgets_a_file_is_corrupt(tmp_path, make_index):
     path = make_index({"a": pa.array([1])}).path
-    manifest = path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("order.arrow", "other.arrow"))
+    written = manifests.load(path)
+    kept = {name: entry for name, entry in written.files.items() if "order.arrow" not in name}
+    manifests.commit(path, written.model_copy(update={"files": kept}))
     with pytest.raises(IndexCorruptError, match=r"order\.arrow"):
         open_index(path)
 

@@ -11,7 +11,7 @@ import pytest
 
 import arrowds
 from arrowds import manifest
-from arrowds.errors import IndexCorruptError, IndexNotFoundError, IndexVersionError
+from arrowds.errors import IndexCorruptError, IndexNotFoundError, IndexReplacedError, IndexVersionError
 from arrowds.layout import Layout
 
 
@@ -71,10 +71,8 @@ def test_a_metric_name_in_a_manifest_can_not_leave_the_folder(built, name):
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "metrics/../../x", "a\\..\\b"])
 def test_a_file_outside_the_folder_is_not_read(built, name):
-    path = Layout(built.path).manifest
-    content = json.loads(path.read_text())
-    content["files"][name] = {"bytes": 0, "xxh3": ""}
-    path.write_text(json.dumps(content))
+    files = built.manifest.files | {name: manifest.FileEntry(bytes=0, xxh3="")}
+    manifest.commit(built.path, built.manifest.model_copy(update={"files": files}))
     with pytest.raises(IndexCorruptError, match="lies outside the index"):
         arrowds.open_index(built.path)
 
@@ -141,3 +139,26 @@ def test_the_fingerprint_follows_data_and_values(tmp_path):
 
     assert fingerprint([[1], [2]], "a") == fingerprint([[1], [2]], "b")
     assert len({fingerprint([[1], [2]], "c"), fingerprint([[1], [3]], "d"), fingerprint([[1], [2, 3]], "e")}) == 3
+
+
+def test_every_changed_character_of_a_manifest_is_noticed(built):
+    path = Layout(built.path).manifest
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            assert manifest.load(built.path) == built.manifest, f"byte {place}"  # only white space may differ
+        except (IndexCorruptError, IndexVersionError):
+            continue
+
+
+def test_an_index_that_was_replaced_says_so_and_not_that_it_is_damaged(built):
+    arrowds.analyze(
+        pa.table({"input_ids": [[1], [2, 3], [4]]}),
+        arrowds.metrics.seqlen("input_ids"),
+        built.path,
+        overwrite=True,
+        progress=False,
+    )
+    with pytest.raises(IndexReplacedError, match="was replaced by another run since it was opened; open it again"):
+        built["seqlen"].order  # noqa: B018  # opening the map is what fails

@@ -241,3 +241,26 @@ def test_definitions_tell_metrics_apart_and_travel():
     definitions = [metric.definition() for metric in chosen]
     assert len(set(definitions)) == len(definitions)
     assert [cloudpickle.loads(cloudpickle.dumps(metric)).definition() for metric in chosen] == definitions
+
+
+@pytest.mark.parametrize(
+    "expression", [pl.col("x").rank(), pl.col("x") - pl.col("x").mean(), pl.col("x").shift(1), pl.col("x").cum_sum()]
+)
+def test_expressions_that_look_at_other_rows_are_refused(tmp_path, expression):
+    data = pl.DataFrame({"x": [3.0, 1.0, 2.0, 5.0, 4.0]})
+    with pytest.raises(MetricError, match=r"'m' .*each row for itself"):
+        arrowds.analyze(data, arrowds.metrics.expr("m", expression, nulls="keep"), tmp_path / "index")
+
+
+def test_text_that_is_not_utf8_is_an_error_and_not_a_crash(tmp_path):
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff\xfe"]).buffers())
+    metric = arrowds.metrics.expr("n", pl.col("text").str.to_lowercase().str.len_chars())
+    with pytest.raises(MetricValueError, match="'text' holds text that is not UTF-8"):
+        arrowds.analyze(pa.table({"text": broken}), metric, tmp_path / "index")
+
+
+def test_decimals_of_sql_literals_are_floats(tmp_path):
+    index = arrowds.analyze(
+        pl.DataFrame({"x": [1, 2]}), arrowds.metrics.expr("half", pl.sql_expr("x / 2.0")), tmp_path / "index"
+    )
+    assert index["half"].values.tolist() == [0.5, 1.0]

@@ -44,11 +44,18 @@ def test_scan_and_sql_give_back_every_value(make_index, rows):
 
 
 def test_scan_reads_the_maps_in_place(make_index):
-    index = make_index({"n": pa.array([300, 70_000, 5]), "x": pa.array([0.5, 1.5, 2.5])})
+    index = make_index({"n": pa.array([300, 70_000, 5], pa.uint32()), "x": pa.array([0.5, 1.5, 2.5])})
     frame = index.scan().collect()
     for name in index:
         first = frame[name].get_chunks()[0]
         assert first.to_numpy(allow_copy=False).ctypes.data == index[name].values.ctypes.data
+
+
+def test_queries_see_the_declared_types_so_that_differences_do_not_wrap_around(make_index):
+    index = make_index({"n": pa.array([255, 300, 1], pa.int64())})
+    assert index["n"].values.dtype == np.uint16
+    assert index.scan().select(pl.col("n") - 300).collect()["n"].to_list() == [-45, 0, -299]
+    assert index.sql("select n - 300 as d from samples order by sample_id")["d"].to_list() == [-45, 0, -299]
 
 
 def test_duckdb_does_not_copy_the_metric_columns(make_index):

@@ -121,7 +121,10 @@ def opened_if_same(root: Path, plan: BuildPlan) -> Index:
         _tidy(root, found)
         return open_index(root)
     if found.dataset.fingerprint != plan.fingerprint:
-        difference = f"of other data ({found.dataset.description}, {found.dataset.num_samples} samples)"
+        difference = (
+            f"of other data: {found.dataset.description}, {found.dataset.num_samples} samples "
+            f"(this is {plan.source.description}, {plan.num_samples} samples)"
+        )
     else:
         changed = sorted(name for name in wanted.keys() & there.keys() if wanted[name] != there[name])
         difference = f"with the metrics {sorted(there)}" + (

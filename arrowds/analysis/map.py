@@ -53,6 +53,8 @@ def map_part(task: MapTask, part: PartRange) -> None:
     for start, rows, batch in _batches(task, part):
         for metric in metrics:
             result = _computed(task, metric, batch, start, rows)
+            if start == part.start:
+                metric.check(batch)
             if metric.kind == "per_sample":
                 found = checked_values(metric, result, start=start, rows=rows)
                 _refuse_other_type(metric, values[metric.name], found, part=part, start=start)

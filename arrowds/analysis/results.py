@@ -70,6 +70,8 @@ def _as_array(metric: Metric, result: Any) -> pa.Array:
 
 def _cast(metric: Metric, values: pa.Array, *, start: int, stop: int) -> pa.Array:
     """Cast to the declared type; a cast that would change a value is an error."""
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())  # what SQL makes of a literal such as 2.0
     wanted = metric.dtype or values.type
     if wanted not in VALUE_TYPES:
         raise MetricValueError(
