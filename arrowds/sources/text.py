@@ -18,7 +18,7 @@ import xxhash
 from arrowds.errors import SourceError, UnreadableFileError
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
 from arrowds.sources.files import DataFile, naming_the_file, schema_difference, slice_rows
-from arrowds.sources.text_rows import BLOCK_BYTES, Block, blocks
+from arrowds.sources.text_rows import BLOCK_BYTES, Block, blocks, check_utf8
 from arrowds.sources.text_types import merge_schemas
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -64,7 +64,8 @@ class TextFile(DataFile):
 
     @classmethod
     def _parse_block(cls, path: Path, block: Block, empty: pa.Schema, options: dict[str, Any]) -> pa.Table:
-        """Parse a block with inferred types, checking that each line is one row."""
+        """Parse a block with inferred types, checking that it is UTF-8 and that each line is one row."""
+        check_utf8(path, block.data, block.lines_before)
         try:
             table = cls._parse(block.data, empty, None, **options)
         except pa.ArrowInvalid as error:
@@ -164,6 +165,7 @@ class CsvFile(TextFile):
         delimiter = "\t" if path.suffix == ".tsv" else ","
         with naming_the_file(path):
             head = _header(path)
+            check_utf8(path, memoryview(head), 0)
             names = _header_names(head, delimiter)
             empty = plain_schema(pa.schema([(name, pa.null()) for name in names]))
             return cls._scan(path, head, empty, delimiter=delimiter, names=names)

@@ -400,6 +400,28 @@ def test_csv_line_with_too_few_values_is_named_with_its_number(tmp_path: Path, b
         open_source(path)
 
 
+@pytest.mark.parametrize("name", ["bad.jsonl", "bad.csv"])
+@pytest.mark.parametrize("blocks", ["one", "many"])
+@pytest.mark.parametrize("line", [2, 40])
+def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path, name: str, blocks: str, line: int) -> None:
+    row = '{"text": "café"}' if name == "bad.jsonl" else "café"
+    lines = [b"text" if name == "bad.csv" else row.encode(), *([row.encode()] * 50)]
+    lines[line - 1] = row.encode("latin-1")
+    (tmp_path / name).write_bytes(b"\n".join(lines))
+    context = tiny_blocks() if blocks == "many" else nullcontext()
+    with (
+        context,
+        pytest.raises(UnreadableFileError, match=rf"{name}, line {line}: .* convert it to UTF-8"),
+    ):
+        open_source(tmp_path / name)
+
+
+def test_csv_header_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_bytes(b"caf\xe9\n1\n")
+    with pytest.raises(UnreadableFileError, match=r"line 1: .* convert it to UTF-8"):
+        open_source(tmp_path / "bad.csv")
+
+
 def test_json_that_is_not_one_object_per_line_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a": 1} {"a": 2}\n')
