@@ -132,15 +132,20 @@ def sql(
 
     Example: arrowds sql index 'select sample_id, seqlen from samples order by vocab_rarity desc limit 10'
     """
+    import polars as pl
+
     from arrowds.index import open_index
 
     if csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json", param_hint="--csv")
-    answer = open_index(index).sql(query)
+    try:
+        answer = open_index(index).sql(query)
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(f"a column of the answer has a type that can't be shown; cast it to text: {error}") from error
     if csv:
-        typer.echo(answer.write_csv(), nl=False)
+        typer.echo(tables.csv(answer), nl=False)
     elif as_json:
-        typer.echo(answer.write_ndjson(), nl=False)
+        typer.echo(tables.json_lines(answer), nl=False)
     else:
         tables.print_frame(answer)
 

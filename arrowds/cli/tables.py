@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,42 @@ def _print(console: Console, columns: list[str], rows: list[list[str]], right: l
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def csv(frame: pl.DataFrame) -> str:
+    """Return the rows as CSV: nested values as JSON, blobs as hexadecimal digits."""
+    import polars as pl
+
+    nested = {
+        name: pl.Series(name, [None if value is None else _json(value) for value in frame[name].to_list()], pl.String)
+        for name, dtype in frame.schema.items()
+        if dtype.is_nested()
+    }
+    return frame.with_columns(**nested).with_columns(pl.col(pl.Binary).bin.encode("hex")).write_csv()
+
+
+def json_lines(frame: pl.DataFrame) -> str:
+    """Return a JSON object per row: blobs as hexadecimal digits, which Polars has no JSON for."""
+    if "Binary" not in str(frame.schema):
+        return frame.write_ndjson()
+    return "".join(f"{_json(row)}\n" for row in frame.iter_rows(named=True))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """Return the same as JSON values, in the way of Polars' own JSON: no infinities, other types as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def json_ready(value: Any) -> Any:

@@ -105,6 +105,25 @@ def test_info_json_has_no_infinity(invoke, make_index):
     assert facts["metrics"][0]["max"] == "inf"
 
 
+def test_sql_prints_nested_values_and_blobs(invoke, index):
+    query = (
+        "select [1, 2] as l, {'a': [0.5, 'nan'::double], 'b': '\\xAA\\x01'::blob} as s, '\\xAA'::blob as b, "
+        "null::int[] as n, [18446744073709551615::ubigint] as u, map {'k': 2.5::double} as m, [1, 2]::int[2] as a, "
+        "date '2020-01-02' as d"
+    )
+    [row] = [json.loads(line) for line in invoke("sql", index.path, query, "--json").output.splitlines()]
+    assert row == {
+        "l": [1, 2], "s": {"a": [0.5, None], "b": "aa01"}, "b": "aa", "n": None, "u": [2**64 - 1], "m": {"k": 2.5},
+        "a": [1, 2], "d": "2020-01-02",
+    }  # fmt: skip
+    [cells] = pl.read_csv(BytesIO(invoke("sql", index.path, query, "--csv").stdout_bytes)).rows(named=True)
+    assert (cells.pop("b"), cells.pop("d"), cells.pop("n")) == ("aa", "2020-01-02", None)
+    assert {name: json.loads(text) for name, text in cells.items()} == {name: row[name] for name in cells}
+    [row] = [json.loads(line) for line in invoke("sql", index.path, "select [1] as l", "--json").output.splitlines()]
+    assert row == {"l": [1]}
+    invoke("sql", index.path, "select interval 3 day", error=ConfigError)
+
+
 def test_sql_prints_a_table_csv_or_json(invoke, index):
     query = "select sample_id, seqlen, vocab_rarity from samples order by seqlen desc, sample_id limit 7"
     wanted = index.sql(query)
