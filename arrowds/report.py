@@ -74,6 +74,8 @@ def _bytes_below(index: Index, path: Path) -> int:
 def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> str:
     """Draw a histogram: a bar, the count and the cumulative share in each line of at most ``width`` characters.
 
+    A last line says how many infinite values are left out. A metric without any value gives "no values".
+
     >>> import arrowds, polars as pl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     data = pl.DataFrame({"x": [0, 1, 1, 4]})
@@ -82,6 +84,8 @@ def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> s
     0.0 to 2.0 ██████████ 3  75.0%
     2.0 to 4.0 ███▍       1 100.0%
     """
+    if not metric.num_valid:
+        return "no values"
     frame = metric.histogram(bins)
     counts = frame["count"].to_list()
     edges = _edge_labels([*frame["lower"], frame["upper"][-1]])
@@ -96,7 +100,15 @@ def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> s
             f"{edges[number]:>{edge_width}} to {edges[number + 1]:>{edge_width}} "
             f"{bar:<{bar_width}} {count:>{count_width},} {before / total:>6.1%}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [_left_out(metric)])])
+
+
+def _left_out(metric: MetricIndex) -> str:
+    """Say how many values a histogram has no place for; nothing when it shows all."""
+    infinite = metric.rank(-math.inf) + metric.num_valid - metric.rank(math.inf, side="left")
+    if not infinite:
+        return ""
+    return f"{infinite:,} infinite value{'s are' if infinite > 1 else ' is'} not shown"
 
 
 def _edge_labels(edges: Sequence[float]) -> list[str]:
@@ -130,6 +142,8 @@ def draw(metric: MetricIndex, *, bins: int = 50) -> Figure:
     axes.stairs(frame["count"].to_numpy(), edges, fill=True, color="tab:blue", alpha=0.6)
     axes.set(xlabel=metric.name, ylabel="samples", title=f"{metric.name}: {metric.num_valid:,} samples")
     axes.set_xlim(edges[0], edges[-1])
+    if note := _left_out(metric) if metric.num_valid else "no values":
+        axes.text(0.5, 0.97, note, transform=axes.transAxes, ha="center", va="top")
     cumulative = axes.twinx()
     cumulative.plot(edges, _cumulative_shares(metric, edges), color="tab:orange", label="cumulative")
     cumulative.set(ylabel="share of samples up to this value", ylim=(0, 1.02))
