@@ -108,7 +108,7 @@ class TokenBudgetBatchSampler:
         """
         if state.get("version") != STATE_VERSION:
             raise StateMismatchError(f"the state has version {state.get('version')!r}: expected {STATE_VERSION}")
-        if state["digest"] != self.plan.digest:
+        if state.get("digest") != self.plan.digest:
             raise StateMismatchError("the state was saved for other samples: the lengths or ids of this plan differ")
         ours = self._rules
         differing = [name for name in ours if state["rules"].get(name) != ours[name]]

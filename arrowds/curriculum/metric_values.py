@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
-BLOCK = 1 << 20
-
 
 class MetricValues(Protocol):
     """One metric, as ``arrowds.Index`` gives it: see :class:`arrowds.metric_index.MetricIndex`."""
@@ -80,7 +78,9 @@ def id_dtype(num_samples: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 
 def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
-    """Return the values of an expression over metrics, one per sample, computed in blocks of the mapped values.
+    """Return the values of an expression over metrics, one per sample.
+
+    It sees whole columns, so it may look at other samples, and integers of 64 bits, so that differences do not wrap.
 
     Raises:
         ConfigError: when the expression uses something else than metrics of the index.
@@ -92,22 +92,21 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
         find_metric(index, name)
     if not names:
         raise ConfigError(f"{expression} uses no metric; the index has {', '.join(index.metrics)}")
-    blocks = []
-    for start in range(0, index.num_samples, BLOCK):
-        columns = {name: _series(index[name].values[start : start + BLOCK]) for name in names}
-        frame = pl.DataFrame(columns).select(expression.alias("value"))
-        blocks.append(_numbers(frame["value"], expression))
-    return (
-        np.ma.concatenate(blocks)  # type: ignore[no-untyped-call]  # NumPy has no types for it
-        if any(isinstance(block, np.ma.MaskedArray) for block in blocks)
-        else np.concatenate(blocks)
-    )
+    columns = {name: _series(index[name].values) for name in names}
+    found = pl.DataFrame(columns).select(expression.alias("value"))["value"]
+    if len(found) != index.num_samples:
+        raise ConfigError(
+            f"{expression} gives {len(found)} values for {index.num_samples} samples; it must give one each"
+        )
+    return _numbers(found, expression)
 
 
 def _series(values: np.ndarray) -> pl.Series:
     import polars as pl
 
     series = pl.Series(np.ma.getdata(values))
+    if series.dtype.is_integer() and series.dtype != pl.UInt64:
+        series = series.cast(pl.Int64)
     mask = np.ma.getmask(values)
     return series if mask is np.ma.nomask else series.to_frame("x").select(pl.when(~pl.Series(mask)).then("x"))["x"]
 

@@ -12,7 +12,7 @@ from arrowds.errors import ConfigError
 
 SCHEDULE_KEYS = ("min_difficulty", "max_difficulty", "schedule_type", "schedule_config")
 PATH_KEYS = ("index_path", "index_to_sample_path", "index_to_metric_path")
-METRIC_KEYS = (*SCHEDULE_KEYS, "difficulty_type", "clustering_type", *PATH_KEYS)
+METRIC_KEYS = (*SCHEDULE_KEYS, "difficulty_type", "clustering_type", *PATH_KEYS, "curriculum_type")
 
 
 def register_schedule(name: str, function: Callable[[int, Mapping[str, Any]], Number]) -> None:

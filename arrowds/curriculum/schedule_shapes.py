@@ -35,14 +35,30 @@ class Root:
 
     def difficulty(self, step: int) -> Number:
         progress = (float(step) / self.total) ** (1.0 / self.degree)
+        if not self._whole:
+            return self._fractional(progress)
         raw = math.floor(progress * (self.high - self.low) + self.low)
         lowest = -(-self.low // self.multiple) * self.multiple
         level: Number = min(max(raw - raw % self.multiple, lowest), self.high)
         return level
 
+    @property
+    def _whole(self) -> bool:
+        """Whether all numbers are whole, as all of DeepSpeed's are."""
+        return all(float(number).is_integer() for number in (self.low, self.high, self.multiple))
+
+    def _fractional(self, progress: float) -> Number:
+        """Rise in multiples of the step and end at the maximum: DeepSpeed's floor would skip fractions."""
+        if progress >= 1:
+            return self.high
+        steps = math.floor(progress * (self.high - self.low) / self.multiple + 1e-9)
+        return min(self.low + steps * self.multiple, self.high)
+
     def knots(self) -> list[int]:
         if self.high <= self.low:
             return [1]
+        if not self._whole:
+            return [1, math.ceil(self.total) + 1]
         # A maximum that is no multiple of the step is reached only where the next multiple would be.
         progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
         return [1, math.ceil(self.total * progress**self.degree) + 2]

@@ -112,6 +112,8 @@ class BatchStream(ABC):
         start, stop = self.layout.mine(micro)
         whole = end // size * size
         first, ready = 0, list[list[int]]()
+        if self._position >= end:
+            logger.warning("the sampler is at its end and has no more batches: raise num_epochs, or call reset()")
         while True:
             position = self._after_excluded(self._position) if self._excluded else self._position
             count = min(micro, size - position % size, end - position)

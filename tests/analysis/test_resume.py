@@ -351,7 +351,9 @@ def test_what_a_killed_run_left_after_its_commit_is_cleared_when_the_index_is_op
 def test_an_index_of_something_else_is_not_replaced(tmp_path):
     path = tmp_path / "index"
     finish(path, Counted())
-    with pytest.raises(IndexExistsError, match=r"holds an index of other data: arrow table, column x, 5000 samples \(this is "):
+    with pytest.raises(
+        IndexExistsError, match=r"an index of other data: arrow table, column x, 5000 samples \(this is "
+    ):
         finish(path, Counted(), data=table(10))
     with pytest.raises(IndexExistsError, match=r"with the metrics \['m'\], of which \['m'\] were defined otherwise"):
         finish(path, Counted(), by=9)

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_index import MemoryIndex, discrete, linear
 
-from arrowds.curriculum import metric_values
 from arrowds.curriculum import pools as pools_module
 from arrowds.curriculum.config import CurriculumMetric, parse_curriculum
 from arrowds.curriculum.metric_values import DerivedMetric, evaluate
@@ -118,8 +117,15 @@ def test_a_difficulty_outside_the_values_is_refused() -> None:
         build_pools(index, metrics, {}, None, Phases.of({"seqlen": metrics[0].scheduler()}, limit=9))
 
 
-def test_expressions_are_computed_over_blocks_with_nulls_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_values, "BLOCK", 2)
+def test_expressions_see_all_samples_and_do_not_wrap_around() -> None:
+    index = MemoryIndex(a=np.array([250, 1, 4], np.uint8))
+    assert evaluate(index, pl.col("a") - pl.col("a").mean()).tolist() == [165.0, -84.0, -81.0]
+    assert evaluate(index, pl.col("a") * 2 - 10).tolist() == [490, -8, -2]
+    with pytest.raises(ConfigError, match="gives 1 values for 3 samples; it must give one each"):
+        evaluate(index, pl.col("a").max())
+
+
+def test_expressions_keep_nulls_and_nan_out_of_the_order() -> None:
     index = MemoryIndex(a=np.ma.MaskedArray([4, 0, 2, 3, 1], mask=[0, 1, 0, 0, 0]), b=np.array([1.0, 1, 2, 3, np.nan]))
     product = DerivedMetric(evaluate(index, pl.col("a") * pl.col("b")))
     assert product.order.tolist() == [0, 2, 3]

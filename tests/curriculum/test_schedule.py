@@ -148,3 +148,16 @@ def test_a_custom_schedule_without_its_function_says_so() -> None:
     scheduler = CurriculumScheduler({"min_difficulty": 1, "max_difficulty": 2, "schedule_type": "custom"})
     with pytest.raises(ConfigError, match="set_custom_get_difficulty"):
         scheduler.get_difficulty(1)
+
+
+@pytest.mark.parametrize("kind", ["fixed_linear", "fixed_root"])
+def test_fractions_rise_in_their_own_steps_and_reach_the_maximum(kind: str) -> None:
+    settings = {"total_curriculum_step": 100, "difficulty_step": 0.1}
+    if kind == "fixed_root":
+        settings["root_degree"] = 2
+    scheduler = CurriculumScheduler(
+        {"min_difficulty": 0.1, "max_difficulty": 1.0, "schedule_type": kind, "schedule_config": settings}
+    )
+    levels = [scheduler.get_difficulty(step) for step in range(1, 201)]
+    assert levels == sorted(levels) and min(levels) >= 0.1
+    assert len(set(levels)) >= 9 and levels[99:] == [1.0] * 101

@@ -195,3 +195,5 @@ def pipeline(folder: Path) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     {"whole": whole, "killed": killed, "resumed": resumed, "one": one_rank}[sys.argv[1]](Path(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may outlive the interpreter, and then abort it on the way out

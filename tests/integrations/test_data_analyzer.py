@@ -345,8 +345,10 @@ try:
                                 metric_functions=[fails if rank else same, batch_sum], **how).run_map_reduce()
     print("RANK", rank, "no error")
 except Exception as error:
-    print("RANK", rank, type(error).__name__, error, flush=True)
+    os.write(1, f"RANK {rank} {type(error).__name__} {error}\\n".encode())  # one piece, as the ranks share a pipe
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads may outlive the interpreter, and then abort it on the way out
 """
 
 
