@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,9 @@ class TextFile(DataFile):
         return table
 
     @staticmethod
+    @abstractmethod
     def _parse(data: memoryview | bytes, schema: pa.Schema, columns: list[str] | None, **options: Any) -> pa.Table:
         """Parse whole lines: these columns of `schema`, or with inferred types where `columns` is None."""
-        raise NotImplementedError
 
     def _options(self) -> dict[str, Any]:
         return {}
