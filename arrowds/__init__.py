@@ -1,7 +1,7 @@
 """Index training data by metrics and feed it to training in the order that the metrics call for."""
 
 from arrowds import errors, metrics, sources, stats
-from arrowds.analysis.build import analyze
+from arrowds.analysis.build import analyze, append
 from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
 from arrowds.curriculum.batching import TokenBatchPlan, batch_by_tokens
 from arrowds.curriculum.config import CurriculumMetric
@@ -29,6 +29,7 @@ __all__ = [
     "TokenBatchPlan",
     "TokenBudgetBatchSampler",
     "analyze",
+    "append",
     "batch_by_tokens",
     "create_data_loader",
     "errors",

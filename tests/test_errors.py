@@ -341,3 +341,8 @@ def test_unknown_engines_and_remote_paths_are_refused(tmp_path, monkeypatch):
         with pytest.raises(UnsupportedError, match="is not a local folder"):
             analyze(TABLE, seqlen("x"), path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_appending_is_refused_with_what_to_do_instead(tmp_path):
+    with pytest.raises(UnsupportedError, match="analyze the old and the new data together, with overwrite=True"):
+        arrowds.append(pa.table({"x": [1]}), tmp_path / "index")

@@ -93,6 +93,24 @@ def analyze(
     return open_index(root)
 
 
+def append(
+    source: Any,
+    path: str | Path,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    progress: bool | ProgressCallback | None = None,
+) -> Index:
+    """Refuse to add samples to an index: this version can't yet.
+
+    Raises:
+        UnsupportedError: always; says what to do instead.
+    """
+    raise UnsupportedError(
+        f"this version can't append to {path}; analyze the old and the new data together, with overwrite=True"
+    )
+
+
 def _check_engine(engine: str) -> None:
     if engine in _COMING_ENGINES:
         raise UnsupportedError(f'engine {engine!r} is not in this version; use engine="local"')
