@@ -126,6 +126,11 @@ class MixtureSampler(BatchStream):
         phases = np.searchsorted(self._starts, steps, side="right") - 1
         return self._plan.shares(phases, start, start + self.layout.global_batch_size, empty=empty)
 
+    @property
+    def num_samples(self) -> int:
+        """How many samples the datasets have one after another: ids are below it."""
+        return self.samples_per_epoch
+
     @cached_property
     def samples_per_epoch(self) -> int:
         """How many samples all sources have together."""
@@ -163,8 +168,14 @@ class MixtureSampler(BatchStream):
         return shuffled(ids.reshape(len(steps), -1), steps, self.seed)
 
     def locate(self, ids: npt.ArrayLike) -> tuple[npt.NDArray[np.str_], Int64]:
-        """Return the source and the id within it of each id."""
+        """Return the source and the id within it of each id.
+
+        Raises:
+            ConfigError: for an id of no source.
+        """
         array = np.asarray(ids, np.int64)
+        if array.size and not (array.min() >= 0 and array.max() < self.num_samples):
+            raise ConfigError(f"ids must lie within 0 to {self.num_samples - 1}; got {array.min()} to {array.max()}")
         offsets = np.array(list(self.offsets.values()))
         source = np.searchsorted(offsets, array, side="right") - 1
         return np.array(list(self.offsets))[source], array - offsets[source]

@@ -10,6 +10,7 @@ from memory_index import MemoryIndex, linear
 
 from arrowds.curriculum.mixture import MixtureSampler
 from arrowds.errors import ConfigError, StateMismatchError
+from arrowds.loading import CurriculumDataLoader
 
 RNG = np.random.default_rng(1)
 WEB, CODE, BOOKS = (MemoryIndex(seqlen=RNG.integers(1, 65, count)) for count in (500, 300, 64))
@@ -109,3 +110,12 @@ def test_offsets_are_those_of_concatenated_datasets() -> None:
 def test_impossible_mixtures_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MixtureSampler(**({"indexes": INDEXES, "weights": {"web": 1}, "micro_batch_size": 8} | arguments))
+
+
+def test_ids_and_datasets_of_no_source_are_refused() -> None:
+    index = MemoryIndex(x=np.arange(10))
+    sampler = MixtureSampler({"a": index, "b": index}, {"a": 1, "b": 1}, micro_batch_size=2)
+    with pytest.raises(ConfigError, match="ids must lie within 0 to 19; got -1 to 20"):
+        sampler.locate([-1, 20])
+    with pytest.raises(ConfigError, match="the dataset has 10 samples but the index 20"):
+        CurriculumDataLoader(list(range(10)), sampler)
