@@ -87,6 +87,8 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
     """
     import polars as pl
 
+    if not isinstance(expression, pl.Expr):
+        raise ConfigError(f"expected a Polars expression such as pl.col('loss') < 8, got {expression!r}")
     names = expression.meta.root_names()
     for name in names:
         find_metric(index, name)

@@ -39,28 +39,6 @@ class RankLayout:
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank must lie in [0, world_size={self.world_size}), got {self.rank}")
 
-    @classmethod
-    def of_global_batch(
-        cls, global_batch_size: int, *, micro_batch_size: int, rank: int, world_size: int
-    ) -> RankLayout:
-        """Return the layout with as many accumulation steps as the global batch needs.
-
-        Raises:
-            ConfigError: when the world size does not divide it.
-        """
-        micro = micro_batch_size * world_size
-        if global_batch_size % micro:
-            raise ConfigError(
-                f"world_size {world_size} x micro_batch_size {micro_batch_size} = {micro} does not divide the global "
-                f"batch size {global_batch_size}; choose sizes that do"
-            )
-        return cls(
-            micro_batch_size=micro_batch_size,
-            rank=rank,
-            world_size=world_size,
-            gradient_accumulation_steps=global_batch_size // micro,
-        )
-
     @property
     def micro_samples(self) -> int:
         """Samples of one microbatch over all ranks."""

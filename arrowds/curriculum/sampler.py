@@ -107,7 +107,6 @@ class CurriculumSampler(BatchStream):
         self.num_epochs = num_epochs
         self.order = order
         self.drop_last = drop_last
-        self._where = where
         self._exclude_ids = np.unique(np.array([] if exclude_ids is None else list(exclude_ids), np.int64))
         self._schedulers = {metric.name: metric.scheduler() for metric in self.metrics}
         self._derived = _derived(index, self.metrics)

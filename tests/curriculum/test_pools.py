@@ -121,6 +121,8 @@ def test_expressions_see_all_samples_and_do_not_wrap_around() -> None:
     index = MemoryIndex(a=np.array([250, 1, 4], np.uint8))
     assert evaluate(index, pl.col("a") - pl.col("a").mean()).tolist() == [165.0, -84.0, -81.0]
     assert evaluate(index, pl.col("a") * 2 - 10).tolist() == [490, -8, -2]
+    with pytest.raises(ConfigError, match="expected a Polars expression"):
+        evaluate(index, "a > 2")
     with pytest.raises(ConfigError, match="gives 1 values for 3 samples; it must give one each"):
         evaluate(index, pl.col("a").max())
 

@@ -51,7 +51,7 @@ def write_corpus(folder):
 @pytest.mark.parametrize("title", PACKAGES)
 def test_resumed_example_ends_like_the_one_in_one_go(losses, title):
     if title not in losses:
-        pytest.skip(f"{PACKAGES[title]} is not installed; it is no dependency of arrowds")
+        pytest.skip(f"{PACKAGES[title]} is not installed; the extra dev brings it")
     in_one_go, resumed = losses[title]
     assert resumed == in_one_go < 5.0  # an untrained model has log(256) = 5.5
 
