@@ -1,7 +1,7 @@
 """Index training data by metrics and feed it to training in the order that the metrics call for."""
 
 from arrowds import errors, metrics, sources, stats
-from arrowds.analysis.build import analyze, append
+from arrowds.build.api import analyze, append
 from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
 from arrowds.curriculum.batching import TokenBatchPlan, batch_by_tokens
 from arrowds.curriculum.config import CurriculumMetric

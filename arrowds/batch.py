@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from arrowds.arrays import arrow_view
 from arrowds.errors import MetricError, MissingColumnError
-from arrowds.zero_copy import arrow_view
 
 Batch = Any
 """A ``pyarrow.RecordBatch`` from a columnar source; anything that a collate function returns from a torch dataset."""

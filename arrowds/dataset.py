@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from arrowds import storage
 from arrowds.errors import MissingExtraError, SourceError
+from arrowds.index import files as storage
 from arrowds.sources import Source, open_source
 
 

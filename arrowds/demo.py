@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from arrowds import metrics
-from arrowds.analysis.build import analyze
+from arrowds.build.api import analyze
 from arrowds.errors import IndexExistsError, SourceError
 from arrowds.index import Index
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from arrowds.arrays import arrow_view, numpy_view
 from arrowds.batch import Batch, as_record_batch, column
-from arrowds.callable_digest import callable_digest
+from arrowds.digests import callable_digest
 from arrowds.errors import MetricError, MetricValueError
 from arrowds.schema import check_metric_name, value_type
-from arrowds.zero_copy import arrow_view, numpy_view
 
 Kind = Literal["per_sample", "total"]
 Nulls = Literal["refuse", "keep"]

@@ -22,7 +22,7 @@ import torch
 from index_files import assert_same, contents
 
 import arrowds
-from arrowds import errors, lock
+from arrowds import errors
 from arrowds.errors import (
     ConfigError,
     EmptyDatasetError,
@@ -39,7 +39,8 @@ from arrowds.errors import (
     UnreadableFileError,
     UnsupportedError,
 )
-from arrowds.layout import Layout
+from arrowds.index import lock
+from arrowds.index.paths import Layout
 
 seqlen, function, expr = arrowds.metrics.seqlen, arrowds.metrics.function, arrowds.metrics.expr
 TABLE = pa.table({"x": [[1, 2], [3], []], "y": [1.0, 2.0, 3.0]})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arrowds.errors import MetricNameError, MetricValueError
-from arrowds.layout import Layout
+from arrowds.index.paths import Layout
 from arrowds.schema import (
     VALUE_TYPES,
     check_metric_name,

@@ -26,7 +26,7 @@ def demo(
     Example: arrowds demo --keep /tmp/arrowds-demo
     """
     from arrowds.demo import run_demo
-    from arrowds.report import text_histogram
+    from arrowds.plots import text_histogram
     from arrowds.training_demo import require_packages
 
     if train:

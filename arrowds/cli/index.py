@@ -111,7 +111,7 @@ def info(
     Example: arrowds info index
     """
     from arrowds.index import open_index
-    from arrowds.report import describe
+    from arrowds.plots import describe
 
     opened = open_index(index)
     if as_json:
@@ -163,14 +163,14 @@ def plot(
 
     Example: arrowds plot index seqlen -o seqlen.svg
     """
-    from arrowds import report
+    from arrowds import plots
     from arrowds.index import open_index
 
     chosen = open_index(index)[metric]
     if output is None:
-        typer.echo(report.text_histogram(chosen, bins=bins or 20, width=tables.width()))
+        typer.echo(plots.text_histogram(chosen, bins=bins or 20, width=tables.width()))
     else:
-        report.plot(chosen, output, bins=bins or 50)
+        plots.plot(chosen, output, bins=bins or 50)
         typer.echo(f"wrote {output}")
 
 

@@ -33,8 +33,8 @@ def _console() -> Console:
 
 
 def print_summary(index: Index) -> None:
-    """Print what :func:`arrowds.report.describe` knows, a column per metric."""
-    from arrowds.report import describe
+    """Print what :func:`arrowds.plots.describe` knows, a column per metric."""
+    from arrowds.plots import describe
 
     facts = describe(index)
     console = _console()

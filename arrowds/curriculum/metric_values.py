@@ -17,7 +17,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class MetricValues(Protocol):
-    """One metric, as ``arrowds.Index`` gives it: see :class:`arrowds.metric_index.MetricIndex`."""
+    """One metric, as ``arrowds.Index`` gives it: see :class:`arrowds.index.metric.MetricIndex`."""
 
     @property
     def values(self) -> np.ndarray: ...

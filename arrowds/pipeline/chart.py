@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 
-from arrowds import storage
 from arrowds.errors import MissingExtraError
+from arrowds.index import files as storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

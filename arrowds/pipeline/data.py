@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from arrowds import metrics
-from arrowds.analysis.build import analyze
+from arrowds.build.api import analyze
 from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.dataset import ArrowDataset
 from arrowds.errors import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arrowds import storage
+from arrowds.index import files as storage
 
 LOSSES = "losses.parquet"
 DIFFICULTIES = "difficulties.parquet"

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arrowds import storage
 from arrowds.errors import StateMismatchError
+from arrowds.index import files as storage
 from arrowds.pipeline.config import TrainingConfig
 from arrowds.pipeline.group import Ranks
 from arrowds.pipeline.trainer import StepResult, count_tokens, forward

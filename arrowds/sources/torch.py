@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from arrowds.batch import Batch
-from arrowds.callable_digest import callable_digest
+from arrowds.digests import callable_digest
 from arrowds.errors import ArrowdsError, ConfigError, SourceError
 from arrowds.sources import fingerprint as digests
 from arrowds.sources.base import Source, check_target

@@ -15,8 +15,8 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from arrowds.errors import ProfilerError
+from arrowds.index.files import replacing
 from arrowds.stats.event_buffer import EVENT_SCHEMA, EVENTS_VERSION, VERSION_KEY
-from arrowds.storage import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ import polars as pl
 import pyarrow as pa
 
 import arrowds
-from arrowds.analysis.build import commit_index, map_all
-from arrowds.analysis.plan import BuildPlan, make_plan
-from arrowds.layout import Layout
+from arrowds.build.api import commit_index, map_all
+from arrowds.build.plan import BuildPlan, make_plan
+from arrowds.index.paths import Layout
 
 _BLOCK = 1 << 20
 

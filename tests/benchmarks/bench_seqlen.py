@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import arrowds
-from arrowds.analysis.build import commit_index, map_all
-from arrowds.analysis.plan import make_plan
-from arrowds.layout import Layout
+from arrowds.build.api import commit_index, map_all
+from arrowds.build.plan import make_plan
+from arrowds.index.paths import Layout
 from arrowds.sources import open_source
 
 _MEAN = 20

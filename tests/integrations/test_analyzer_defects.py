@@ -59,7 +59,7 @@ def test_2_a_dead_worker_is_an_error(tmp_path: Path, theirs: dict) -> None:
 
 DIES = """
 import os, sys, numpy as np
-from arrowds.analysis.engines import local
+from arrowds.build.engines import local
 from arrowds.integrations import deepspeed as ads
 local._STARTUP_SECONDS = -1.0  # two parts are computed here, the rest in workers, however small
 here = os.getpid()

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from arrowds.analysis.engines.pool import WorkerPool, payload_of
-from arrowds.manifest import PartRange
+from arrowds.build.engines.pool import WorkerPool, payload_of
+from arrowds.index.manifest import PartRange
 from arrowds.sources.base import Source
 
 logger = logging.getLogger(__name__)

@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from arrowds.analysis.plan import BuildPlan, make_plan
-from arrowds.analysis.progress import ProgressCallback, reporting
-from arrowds.analysis.shared import map_share, reduce_shares
+from arrowds.build.plan import BuildPlan, make_plan
+from arrowds.build.progress import ProgressCallback, reporting
+from arrowds.build.shared import map_share, reduce_shares
 from arrowds.errors import ConfigError
 from arrowds.index import Index, open_index
+from arrowds.index.manifest import PartRange
+from arrowds.index.paths import Layout
 from arrowds.integrations.deepspeed import sample_order
 from arrowds.integrations.deepspeed.custom_map import CustomMap, run_threads, split
 from arrowds.integrations.deepspeed.ranks import is_initialized, together
 from arrowds.integrations.deepspeed.sample_order import SampleOrder
 from arrowds.integrations.deepspeed.stored_values import index_stored_values
-from arrowds.layout import Layout
-from arrowds.manifest import PartRange
 from arrowds.metrics import Kind, Metric, function
 from arrowds.sources import TorchSource
 

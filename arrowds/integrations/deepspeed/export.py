@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from arrowds.errors import ConfigError, UnsupportedError
 from arrowds.index import Index
+from arrowds.index.metric import MetricIndex
 from arrowds.indexed_dataset import write_indexed_dataset
-from arrowds.metric_index import MetricIndex
 from arrowds.schema import COUNT, VALUE, narrowed, numpy_dtype
 
 _CHUNK = 1 << 22

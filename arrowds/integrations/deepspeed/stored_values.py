@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from arrowds.analysis.build import analyze
 from arrowds.batch import Batch
+from arrowds.build.api import analyze
 from arrowds.index import Index
 from arrowds.metrics import Metric, Totals, expr
 

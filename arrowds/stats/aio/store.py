@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arrowds import lock, storage
 from arrowds.errors import LogFormatError
+from arrowds.index import files as storage
+from arrowds.index import lock
 from arrowds.stats.aio.logs import SCHEMA, read_logs
 
 VERSION = 1

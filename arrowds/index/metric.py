@@ -1,0 +1,289 @@
+"""Look up one metric of an index: values by sample, samples by value. Binary searches and slices, never a scan.
+
+Maps are opened when they are first used, in the process that uses them, so a metric is cheap to pickle and to carry
+over a fork.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from decimal import Context, Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from arrowds.arrays import numpy_view
+from arrowds.errors import ConfigError, IndexCorruptError
+from arrowds.index import files as storage
+from arrowds.index import manifest as manifests
+from arrowds.index.manifest import Manifest
+from arrowds.schema import CUMULATIVE_COUNT, mapped_type, numpy_dtype
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+_EXACT = Context(prec=60)
+"""The 17 digits of a float times the 20 of a count, without rounding."""
+
+
+class MetricIndex:
+    """The values of one metric and the order of the samples by them.
+
+    ``m[7]`` is the value of sample 7, ``m[3:9]`` a view, ``m[np.array([5, 1])]`` one gather and ``m[mask]`` a
+    selection: whatever NumPy accepts as an index.
+
+    >>> import arrowds, polars as pl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = pl.DataFrame({"x": [0.5, 9.0, 2.5, 2.5]})
+    ...     m = arrowds.analyze(data, arrowds.metrics.expr("x", pl.col("x")), folder)["x"]
+    ...     m[1:3].tolist(), m[[3, 0]].tolist(), m.order.tolist(), m.quantile(0.5).item(), m.count(above=0.5)
+    ([9.0, 2.5], [2.5, 0.5], [0, 2, 3, 1], 2.5, 3)
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, name: str) -> None:
+        self.name = name
+        self._path = path
+        self._manifest = manifest
+        self._entry = manifest.metrics[name]
+        self._layout = manifest.layout(path)
+
+    def __len__(self) -> int:
+        return self._manifest.dataset.num_samples
+
+    def __getitem__(self, ids: Any) -> Any:
+        return self.values[ids]
+
+    def __repr__(self) -> str:
+        return f"MetricIndex({self.name!r}, num_samples={len(self)}, dtype={self.dtype})"
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], MetricIndex], tuple[Path, str]]:
+        return _open_metric, (self._path, self.name)
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The dtype that the metric declares; ``values`` may hold a smaller integer type."""
+        return numpy_dtype(self.arrow_type)
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The Arrow type that the metric declares."""
+        return pa.type_for_alias(self._entry.logical_type)
+
+    @property
+    def num_valid(self) -> int:
+        """How many samples have a value that is neither null nor NaN: the length of ``order``."""
+        return self._entry.num_valid
+
+    @cached_property
+    def column(self) -> pa.Array:
+        """The mapped Arrow column of ``values.arrow``: the stored type, bool as uint8, nulls in the bitmap."""
+        kind = mapped_type(pa.type_for_alias(self._entry.stored_type))
+        return self._open(self._layout.values(self.name), kind, len(self))
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Row i is the value of sample i: a read-only view of the map, in the stored type.
+
+        Where nulls of an integer or bool metric were kept it is a ``numpy.ma.MaskedArray``; floats keep them as NaN.
+        """
+        values = self._raw_values.view(np.bool_) if self.dtype == np.bool_ else self._raw_values
+        bitmap = self.column.buffers()[0]
+        if bitmap is None:
+            return values
+        mask = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=len(self), bitorder="little") == 0
+        return np.ma.MaskedArray(values, mask=mask, copy=False)
+
+    @cached_property
+    def _raw_values(self) -> np.ndarray:
+        return numpy_view(self.column)
+
+    @cached_property
+    def order(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """The ids of all samples with a value, sorted by (value, id): a read-only view of the map."""
+        kind = pa.type_for_alias(self._manifest.sample_id_type)
+        return numpy_view(self._open(self._layout.order(self.name), kind, self.num_valid))
+
+    def _open(self, path: Path, kind: pa.DataType, length: int) -> pa.Array:
+        """Map a column after checking that the file is as long as its header claims: a short map would crash."""
+        key = self._layout.relative(path)
+        manifests.check_sizes(self._path, {key: self._manifest.files[key]})
+        column = storage.read_map(path)
+        if column.type != kind or len(column) != length or not _fits(column):
+            raise IndexCorruptError(
+                f"{path} holds {len(column)} x {column.type}, the manifest says {length} x {kind}; "
+                "restore it from a copy, or analyze the dataset again"
+            )
+        return column
+
+    @cached_property
+    def _search(self) -> tuple[memoryview, Callable[[int], float]]:
+        """What a binary search needs; items of memory views become Python numbers, which compare exactly."""
+        return memoryview(self.order.data), memoryview(self._raw_values.data).__getitem__
+
+    def rank(self, value: float, *, side: Literal["left", "right"] = "right") -> int:
+        """Return how many samples have a value <= ``value`` (< ``value`` with ``side="left"``).
+
+        Bounds compare exactly with the stored values, also 2.5 with integers and 0.1 with float32.
+
+        Raises:
+            ConfigError: when ``value`` is NaN or no number.
+        """
+        order, value_of = self._search
+        bisect = bisect_right if side == "right" else bisect_left
+        try:
+            return bisect(order, _number(value), key=value_of)
+        except IndexError as error:
+            raise IndexCorruptError(f"{self._layout.order(self.name)} holds ids that are no samples") from error
+
+    def sample_ids(
+        self, above: float | None = None, up_to: float | None = None
+    ) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Return the ids with ``above`` < value <= ``up_to``, sorted by (value, id), as a view of ``order``.
+
+        None leaves a side open. Samples without a value are never among them.
+        """
+        start, stop = self._range(above, up_to)
+        return self.order[start:stop]
+
+    def count(self, above: float | None = None, up_to: float | None = None) -> int:
+        """Return how many samples have ``above`` < value <= ``up_to``."""
+        start, stop = self._range(above, up_to)
+        return stop - start
+
+    def _range(self, above: float | None, up_to: float | None) -> tuple[int, int]:
+        start = 0 if above is None else self.rank(above)
+        stop = self.num_valid if up_to is None else self.rank(up_to)
+        return start, max(start, stop)
+
+    def sample_ids_between_percentiles(self, lo: float, hi: float) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Return ``order[floor(n * lo / 100) : floor(n * hi / 100)]``, a view; 0 <= lo <= hi <= 100.
+
+        n is the number of samples with a value. The floors are those of the decimal numbers as they are written, so
+        that 0.3 of 1000 samples is 3.
+
+        Raises:
+            ConfigError: when the bounds are out of range or reversed.
+        """
+        low, high = _as_written(lo), _as_written(hi)
+        if not 0 <= low <= high <= 100:
+            raise ConfigError(f"percentiles must be 0 <= lo <= hi <= 100, got lo={lo}, hi={hi}")
+        start, stop = (int(_EXACT.multiply(bound, self.num_valid).scaleb(-2, _EXACT)) for bound in (low, high))
+        return self.order[start:stop]
+
+    def quantile(self, q: npt.ArrayLike) -> Any:
+        """Return the smallest value that at least the share ``q`` of the samples does not exceed.
+
+        That is the value at position ceil(q * n) - 1 of the order, NumPy's "inverted_cdf" and SQL's
+        ``quantile_disc``: always a value that occurs.
+
+        Args:
+            q: a number in [0, 1], or an array of them, which gives an array of the same shape.
+
+        Raises:
+            ConfigError: when ``q`` is outside [0, 1] or no sample has a value.
+        """
+        shares = np.asarray(q)
+        positions = np.array([self._quantile_position(share) for share in shares.flat], np.intp)
+        values = self._at(positions.reshape(shares.shape))
+        return values if shares.ndim else values[()]
+
+    def _quantile_position(self, share: float) -> int:
+        exact = _as_written(share)
+        if not 0 <= exact <= 1:
+            raise ConfigError(f"a quantile must lie in [0, 1], got {share}")
+        return max(0, math.ceil(_EXACT.multiply(exact, self.num_valid)) - 1)
+
+    def _at(self, positions: Any) -> Any:
+        """Return the values at positions of the order."""
+        if self.num_valid == 0:
+            raise ConfigError(f"no sample of {self.name!r} has a value: all are null or NaN")
+        try:
+            values = self._raw_values[self.order[positions]]
+        except IndexError as error:
+            raise IndexCorruptError(f"{self._layout.order(self.name)} holds ids that are no samples") from error
+        return values.view(np.bool_) if self.dtype == np.bool_ else values
+
+    def min(self) -> Any:
+        """Return the smallest value, a NumPy scalar; ConfigError when no sample has one."""
+        return self._at(0)
+
+    def max(self) -> Any:
+        """Return the largest value, a NumPy scalar; ConfigError when no sample has one."""
+        return self._at(-1)
+
+    def histogram(self, bins: int = 50) -> pl.DataFrame:
+        """Return ``lower``, ``upper`` (float64) and ``count`` of equal bins from the smallest to the largest value.
+
+        The counts are those of ``numpy.histogram`` over all finite values: each bin includes its lower edge, the last
+        one both. They are found by binary search. Where floats are too coarse for that many bins there are fewer.
+
+        Raises:
+            ConfigError: when ``bins`` is not positive.
+        """
+        import polars as pl
+
+        if not isinstance(bins, (int, np.integer)) or bins < 1:
+            raise ConfigError(f"bins must be a positive integer, got {bins!r}")
+        start, stop = self.rank(-math.inf), self.rank(math.inf, side="left")
+        low, high = self._at(np.array([start, stop - 1])).tolist() if stop > start else (0.0, 1.0)
+        floating = np.issubdtype(self.dtype, np.floating)
+        edges = _edges(low, high, int(bins), self.dtype if floating else np.dtype(np.float64))
+        inner = [self.rank(edge, side="left") for edge in edges[1:-1].tolist()]
+        counts = np.diff([start, *inner, max(start, stop)])
+        bounds = edges.astype(np.float64)
+        return pl.DataFrame({"lower": bounds[:-1], "upper": bounds[1:], "count": counts.astype(np.int64)})
+
+    def distribution(self) -> pl.DataFrame:
+        """Return each distinct ``value`` in order with its ``count`` and the ``cumulative_count`` up to it."""
+        import polars as pl
+
+        path = self._layout.distribution(self.name)
+        table = storage.read_parquet(path)
+        if table.num_rows != self._entry.num_distinct or CUMULATIVE_COUNT not in table.column_names:
+            raise IndexCorruptError(f"{path} has {table.num_rows} rows instead of {self._entry.num_distinct}")
+        return pl.DataFrame(table)
+
+
+def _open_metric(path: Path, name: str) -> MetricIndex:
+    return MetricIndex(path, manifests.load(path), name)
+
+
+def _fits(column: pa.Array) -> bool:
+    """Tell whether the buffers of a mapped column hold all its rows."""
+    bitmap, data = column.buffers()
+    bytes_needed = len(column) * numpy_dtype(column.type).itemsize
+    return (bitmap is None or bitmap.size * 8 >= len(column)) and (data.size if data else 0) >= bytes_needed
+
+
+def _number(value: Any) -> Any:
+    """Return a bound as a Python number, which compares exactly with any other."""
+    number = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(number, (int, float)) or number != number:  # noqa: PLR0124  # only NaN differs from itself
+        raise ConfigError(f"a bound must be a number and not NaN, got {value!r}")
+    return number
+
+
+def _as_written(value: Any) -> Decimal:
+    """Return the number that a float is written as: 0.3 is 3/10, not the binary number nearest to it."""
+    number = _number(value)
+    return Decimal(repr(number) if isinstance(number, float) else number)
+
+
+def _edges(low: float, high: float, bins: int, kind: np.dtype[Any]) -> np.ndarray:
+    """Return the edges of equal bins as ``numpy.histogram`` has them; fewer where neighbours would coincide. Pure."""
+    first, last = kind.type(low), kind.type(high)
+    with np.errstate(over="ignore"):
+        if first == last:
+            spread = max(0.5, abs(np.nextafter(first, kind.type(0)) - first))
+            largest = np.finfo(kind).max
+            first, last = max(first - spread, -largest), min(last + spread, largest)
+        halved = 1 if np.isfinite(last - first) else 2
+    unique: np.ndarray = np.unique(np.linspace(first / halved, last / halved, bins + 1, dtype=kind) * kind.type(halved))
+    return unique
