@@ -1,7 +1,8 @@
 """Index training data by metrics and feed it to training in the order that the metrics call for."""
 
 from arrowds import errors, metrics, sources, stats
-from arrowds.build.api import analyze, append
+from arrowds.build.api import add_metrics, analyze, append
+from arrowds.build.compact import compact, vacuum, versions
 from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
 from arrowds.curriculum.batching import TokenBatchPlan, batch_by_tokens
 from arrowds.curriculum.config import CurriculumMetric
@@ -28,9 +29,11 @@ __all__ = [
     "RepeatingLoader",
     "TokenBatchPlan",
     "TokenBudgetBatchSampler",
+    "add_metrics",
     "analyze",
     "append",
     "batch_by_tokens",
+    "compact",
     "create_data_loader",
     "errors",
     "execute_data_pipeline",
@@ -39,4 +42,6 @@ __all__ = [
     "register_schedule",
     "sources",
     "stats",
+    "vacuum",
+    "versions",
 ]

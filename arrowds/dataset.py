@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from arrowds.errors import MissingExtraError, SourceError
-from arrowds.index import files as storage
+from arrowds.index import files
 from arrowds.sources import Source, open_source
 
 
@@ -86,7 +86,7 @@ class ArrowDataset:
 
     def _load(self) -> list[_Column]:
         if self._file is not None:
-            table = storage.read_batches(self._file)
+            table = files.read_batches(self._file)
         else:
             table = pa.Table.from_batches(*_batches(cast(Source, self._source), self.columns))
         return [_open_column(name, table.column(name)) for name in self.columns]
@@ -104,7 +104,7 @@ def _converted(source: Source, columns: list[str], folder: Path) -> Path:
     path = folder / f"{source.fingerprint()}-{names}.arrow"
     if not path.exists():
         read, schema = _batches(source, columns)
-        storage.write_batches(path, schema, read)
+        files.write_batches(path, schema, read)
     return path
 
 

@@ -18,12 +18,12 @@
     |-- StorageError (OSError)                  a file of the index could not be written
     |-- DatasetIndexError (ValueError)          a folder is not the index that was asked for
     |   |-- IndexNotFoundError                  nothing there, or not finished
+    |   |   `-- VersionNotFoundError            a snapshot that was vacuumed, or never was
     |   |-- IndexExistsError                    the folder holds something else
     |   |-- IndexVersionError                   written by a newer format
     |   |-- IndexCorruptError                   files that are missing, truncated or changed
-    |   |   `-- IndexReplacedError              overwritten since it was opened
-    |   |-- UnknownMetricError (KeyError)       the index has no metric of that name
-    |   `-- IndexLockedError                    another run is writing there
+    |   |-- IndexChangedError                   another writer has committed what this one can't build on
+    |   `-- UnknownMetricError (KeyError)       the index has no metric of that name
     |-- StateMismatchError (ValueError)         a saved state of another index, curriculum or plan
     |-- ProfilerError (RuntimeError)            events that were not started, or an engine that is not known
     `-- LogFormatError (ValueError)             a benchmark log that can't be understood
@@ -115,6 +115,14 @@ class IndexNotFoundError(DatasetIndexError):
     """There is no index, or none that was finished."""
 
 
+class VersionNotFoundError(IndexNotFoundError):
+    """A snapshot of the index that was vacuumed, or that never existed."""
+
+
+class IndexChangedError(DatasetIndexError):
+    """Another writer has committed a snapshot on which this run's work can't be based."""
+
+
 class IndexExistsError(DatasetIndexError):
     """The output folder already holds something else."""
 
@@ -131,14 +139,6 @@ class UnknownMetricError(DatasetIndexError, KeyError):
     """The index has no metric of that name; the message lists those it has."""
 
     __str__ = Exception.__str__  # KeyError would show the message's repr
-
-
-class IndexReplacedError(IndexCorruptError):
-    """Another run has overwritten the index since it was opened."""
-
-
-class IndexLockedError(DatasetIndexError):
-    """Another run is writing to the same index."""
 
 
 class StateMismatchError(ArrowdsError, ValueError):

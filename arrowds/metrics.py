@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,11 +20,13 @@ from arrowds.arrays import arrow_view, numpy_view
 from arrowds.batch import Batch, as_record_batch, column
 from arrowds.digests import callable_digest
 from arrowds.errors import MetricError, MetricValueError
-from arrowds.schema import check_metric_name, value_type
+from arrowds.schema import check_metric_name, type_named, value_type
 
 Kind = Literal["per_sample", "total"]
 Nulls = Literal["refuse", "keep"]
 Totals = Mapping[str, np.ndarray]
+Spec = dict[str, str | int | bool | None]
+"""A metric as plain data: an index keeps it, so that more samples can be measured in the same way."""
 
 _LARGEST_TOKEN_ID = 1 << 28
 _CHECKED_ROWS = 64
@@ -86,6 +91,10 @@ class Metric(ABC):
     def definition(self) -> str:
         """Return a text that changes when the meaning of the metric changes; finished parts of another are dropped."""
 
+    def spec(self) -> Spec | None:
+        """Return what :func:`from_spec` rebuilds the metric from; None where only the user's code can."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class _TokenMetric(Metric):
@@ -101,6 +110,15 @@ class _TokenMetric(Metric):
 
     def definition(self) -> str:
         return f"{type(self).__name__.lower()}({self.column}, {self.dtype}, nulls={self.nulls})"
+
+    def spec(self) -> Spec:
+        return {
+            "metric": type(self).__name__,
+            "name": self.name,
+            "column": self.column,
+            "dtype": None if self.dtype is None else str(self.dtype),
+            "nulls": self.nulls,
+        }
 
     def lists(self, batch: Batch) -> pa.Array:
         """Return the column as an Arrow list array."""
@@ -146,6 +164,9 @@ class TokenCounts(_TokenMetric):
 
     def definition(self) -> str:
         return f"{super().definition()}[{self.vocab_size}]"
+
+    def spec(self) -> Spec:
+        return {**super().spec(), "vocab_size": self.vocab_size}
 
     def compute(self, batch: Batch, totals: Totals) -> np.ndarray:
         ids = self.token_ids(self.lists(batch))
@@ -241,6 +262,60 @@ class Expression(Metric):
     def definition(self) -> str:
         body = xxhash.xxh3_128_hexdigest(self.expression.meta.serialize())
         return f"expr({body}, {self.dtype}, nulls={self.nulls})"
+
+    def spec(self) -> Spec | None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Polars keeps no promise about the text across its versions; see from_spec
+            text = self.expression.meta.serialize(format="json")
+        if _holds_code(text):
+            return None
+        dtype = None if self.dtype is None else str(self.dtype)
+        return {"metric": "Expression", "name": self.name, "expression": text, "dtype": dtype, "nulls": self.nulls}
+
+
+def _holds_code(serialized: str) -> bool:
+    """Tell whether a serialized expression holds a Python function, which Polars would unpickle."""
+    waiting = [json.loads(serialized)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            if any("Anonymous" in key or "Python" in key or "Rename" in key for key in node):
+                return True
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(item for item in node if isinstance(item, dict | list))
+    return False
+
+
+def from_spec(spec: Spec) -> Metric:
+    """Rebuild a metric from :meth:`Metric.spec`; nothing in it is executed.
+
+    Raises:
+        MetricError: for what is no such description, or one that this version of Polars can't read.
+
+    >>> from_spec(seqlen("ids").spec()) == seqlen("ids")
+    True
+    """
+    options: dict[str, Any] = dict(spec)
+    kind = options.pop("metric", None)
+    try:
+        options["dtype"] = None if options["dtype"] is None else type_named(options["dtype"])
+        if kind == "SeqLen":
+            return SeqLen(**options)
+        if kind == "TokenCounts":
+            return TokenCounts(kind="total", **options)
+        if kind == "VocabRarity":
+            return VocabRarity(**options)
+        if kind == "Expression" and not _holds_code(options["expression"]):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                options["expression"] = pl.Expr.deserialize(io.StringIO(options["expression"]), format="json")
+            return Expression(**options)
+    except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise MetricError(f"the description of a metric can't be read ({error}); pass metrics=[...]") from error
+    raise MetricError(
+        f"the description of a metric names {kind!r}, which this version does not know; pass metrics=[...]"
+    )
 
 
 def _checked_text(batch: pa.RecordBatch) -> pa.RecordBatch:

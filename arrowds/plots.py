@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.index import Index
-from arrowds.index import files as storage
 from arrowds.index.metric import MetricIndex
 from arrowds.schema import numpy_dtype
+from arrowds.store import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,22 +28,21 @@ def describe(index: Index) -> dict[str, Any]:
     shape, bytes.
     """
     manifest = index.manifest
-    layout = manifest.layout(index.path)
+    descriptions = list(dict.fromkeys(segment.description for segment in manifest.segments))
     return {
         "path": str(index.path),
-        "dataset": manifest.dataset.description,
+        "version": index.version,
+        "dataset": "; ".join(descriptions),
         "fingerprint": index.fingerprint,
         "format_version": manifest.format_version,
         "num_samples": index.num_samples,
-        "parts": len(manifest.parts),
+        "segments": len(manifest.segments),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
-        "metrics": [
-            _describe_metric(index, name) | {"bytes": _bytes_below(index, layout.metric(name))} for name in index
-        ],
+        "metrics": [_describe_metric(index, name) for name in index],
         "totals": [
-            {"name": name, "type": str(numpy_dtype(pa.type_for_alias(total.type))), "shape": list(total.shape)}
-            | {"bytes": _bytes_below(index, layout.total(name))}
-            for name, total in manifest.totals.items()
+            {"name": name, "type": str(total.dtype), "shape": list(total.shape)}
+            | {"bytes": sum(segment.totals[name].file.bytes for segment in manifest.segments)}
+            for name, total in index.totals.items()
         ],
     }
 
@@ -54,21 +51,18 @@ def _describe_metric(index: Index, name: str) -> dict[str, Any]:
     entry, metric = index.manifest.metrics[name], index[name]
     shares = [0.0, *(percentile / 100 for percentile in PERCENTILES), 1.0]
     levels = metric.quantile(shares).tolist() if metric.num_valid else [None] * len(shares)
+    columns = [segment.columns[name] for segment in index.manifest.segments]
     return {
         "name": name,
         "type": str(metric.dtype),
-        "stored_type": str(numpy_dtype(pa.type_for_alias(entry.stored_type))),
-        "samples": entry.num_valid,
-        "missing": index.num_samples - entry.num_valid,
-        "distinct": entry.num_distinct,
+        "stored_type": str(numpy_dtype(metric.spec.stored)),
+        "samples": metric.num_valid,
+        "missing": index.num_samples - metric.num_valid,
+        "distinct": metric.num_distinct,
         **dict(zip(["min", *(f"p{percentile}" for percentile in PERCENTILES), "max"], levels, strict=True)),
+        "defined_with": {total: basis.version for total, basis in entry.basis.items()},
+        "bytes": sum(file.bytes for column in columns for file in column.files(name).values()),
     }
-
-
-def _bytes_below(index: Index, path: Path) -> int:
-    key = index.manifest.layout(index.path).relative(path)
-    files = index.manifest.files.items()
-    return sum(entry.bytes for name, entry in files if name == key or name.startswith(f"{key}/"))
 
 
 def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> str:
@@ -169,5 +163,5 @@ def plot(metric: MetricIndex, path: Path, *, bins: int = 50) -> None:
     from matplotlib import rc_context
 
     undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
-    with storage.replacing(path) as temporary, rc_context({"svg.hashsalt": "arrowds"}):
-        figure.savefig(temporary, format=form, dpi=150, metadata=undated)
+    with replacing(path) as draft, rc_context({"svg.hashsalt": "arrowds"}):
+        figure.savefig(draft.path, format=form, dpi=150, metadata=undated)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from arrowds.errors import MetricNameError, MetricValueError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SAMPLE_ID = "sample_id"
 VALUE = "value"
@@ -21,6 +21,9 @@ _METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+\-]{0,126}")
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 _SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 VALUE_TYPES: tuple[pa.DataType, ...] = (*_UNSIGNED, *_SIGNED, pa.float32(), pa.float64(), pa.bool_())
+VALUE_TYPE_NAMES = tuple(str(kind) for kind in VALUE_TYPES)
+"""Arrow's names of the value types, as a manifest has them."""
+
 _TYPE_OF_NAME = {np.dtype(kind.to_pandas_dtype()).name: kind for kind in VALUE_TYPES} | {"boolean": pa.bool_()}
 
 
@@ -70,6 +73,15 @@ def _is_numpy_scalar(dtype: object) -> bool:
 def sample_id_type(num_samples: int) -> pa.DataType:
     """Return uint32 when every id below ``num_samples`` fits, else uint64."""
     return pa.uint32() if num_samples <= 2**32 else pa.uint64()
+
+
+def type_named(name: str) -> pa.DataType:
+    """Return the value type that Arrow calls ``name``, as manifests have it.
+
+    >>> type_named("double")
+    DataType(double)
+    """
+    return VALUE_TYPES[VALUE_TYPE_NAMES.index(name)]
 
 
 def narrowed(kind: pa.DataType, low: int, high: int) -> pa.DataType:

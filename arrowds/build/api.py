@@ -1,78 +1,89 @@
-"""The composer: source -> plan -> parts -> index -> commit. Everything else in this package is used from here."""
+"""The composer: source -> plan -> map -> reduce -> commit. Everything else in this package is used from here."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-import shutil
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
+from os import PathLike
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import xxhash
 
-from arrowds.index import files as storage
-from arrowds.index import lock, manifest
-from arrowds.build.engines.local import check_workers, run_local
-from arrowds.build.map import read_sum
-from arrowds.build.plan import BuildPlan, make_plan
+from arrowds.build.commit import (Measured, begin, build_key, collect, column_lineage, discard, lineage_of, plan_columns, publish, run_reduce)
+from arrowds.build.engines import Engine, engine_named
+from arrowds.build.engines.base import Work
+from arrowds.build.map import map_part, sum_of_parts
+from arrowds.build.plan import (
+    MOST_SEGMENT_ROWS,
+    BuildPlan,
+    SegmentPlan,
+    checked_metrics,
+    cut_parts,
+    cut_segments,
+    rows_per_part,
+    with_required,
+)
 from arrowds.build.progress import ProgressCallback, reporting
-from arrowds.build.reduce import reduce_metric
-from arrowds.build.results import added, stored_sum
-from arrowds.errors import ConfigError, IndexExistsError, IndexLockedError, StorageError, UnsupportedError
-from arrowds.index import Index, open_index
-from arrowds.index.paths import Layout
-from arrowds.index.manifest import Dataset, Manifest, MetricEntry, PartRange, TotalEntry
-from arrowds.metrics import Metric
-from arrowds.schema import VALUE, sample_id_type
+from arrowds.build.reduce import ColumnPlan, ReduceTask, reduce_task
+from arrowds.errors import ConfigError, IndexChangedError, IndexExistsError, IndexNotFoundError, MetricError, SourceError
+from arrowds.index import Index, open_index, paths
+from arrowds.index import manifest as manifests
+from arrowds.index.manifest import Manifest, MetricEntry, Segment
+from arrowds.index.totals import read_total
+from arrowds.metrics import Metric, from_spec
 from arrowds.sources import open_source
-from arrowds.arrays import arrow_view
+from arrowds.sources.base import Source
+from arrowds.store import LocalStore, ObjectStore, Store, open_store
 
 logger = logging.getLogger(__name__)
 
-_ENGINES = ("local",)
-_COMING_ENGINES = ("torch", "ray")
+Progress = bool | ProgressCallback | None
 
 
 def analyze(
     source: Any,
     metrics: Metric | Iterable[Metric],
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     workers: int | None = None,
-    engine: str = "local",
+    engine: str | Engine = "local",
     resume: bool = True,
     overwrite: bool = False,
-    progress: bool | ProgressCallback | None = None,
+    progress: Progress = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Index:
     """Measure every sample of a dataset and write the index that lookups, queries and samplers read.
 
     Run again after an interruption, it skips what is finished; run again on a finished index of the same data and
-    metrics, it opens it. The files are the same for any number of workers.
+    metrics, it opens it. The files are the same for any engine and any number of workers.
 
     Args:
         source: files (a path, a glob, a list), a table or data frame, a Hugging Face or torch dataset, or a
             :class:`arrowds.sources.Source`; see :func:`arrowds.sources.open_source`.
         metrics: what to measure, see :mod:`arrowds.metrics`.
-        path: the folder of the index; made if it is not there.
-        workers: None chooses by the work there is; 1 stays in this process.
-        engine: where parts are computed; ``"local"`` for now.
-        resume: keep finished parts of an interrupted run over the same data and metrics.
-        overwrite: replace an index that is there. It stays whole and readable until the new one is complete.
+        path: the folder or URL of the index; created if missing.
+        workers: None: chosen automatically; 1 stays in this process.
+        engine: where tasks run: ``"local"``, ``"torch"`` (the ranks of torch.distributed), ``"ray"``, or an
+            :class:`arrowds.build.engines.Engine` with options of its own.
+        resume: keep the finished parts of an interrupted run over the same data and metrics.
+        overwrite: commit a new snapshot in place of the current one, which stays readable until it is vacuumed.
         progress: None shows a bar on a terminal and logs elsewhere; False is silent; a callable gets (done, total).
+        storage_options: for a URL, keys such as ``aws_endpoint_url``; see :func:`arrowds.store.open_store`.
 
     Returns:
         The open index.
 
     Raises:
         EmptyDatasetError: when there are no samples.
-        MissingColumnError: when a metric reads a column that is not there.
+        MissingColumnError: when a metric reads a column that the data does not have.
         MetricError: when a metric fails or returns something wrong; names the metric and the sample.
-        IndexExistsError: when the folder holds something else, or an index of other data or metrics.
-        IndexLockedError: when another run is writing there.
+        IndexExistsError: when the folder is not empty and not an index, or holds an index of other data or metrics.
         StorageError: when a file can't be written; what is finished is kept.
 
     >>> import arrowds, pyarrow as pa, tempfile
@@ -82,232 +93,437 @@ def analyze(
     ...     index["seqlen"].sample_ids(above=1, up_to=3)
     array([2, 0], dtype=uint32)
     """
-    _check_engine(engine)
-    check_workers(workers)
-    root = _local_path(path)
-    plan = make_plan(open_source(source), metrics, Layout(root))
-    if not overwrite and Layout(root).manifest.exists():
-        return opened_if_same(root, plan)
-    with building(plan, resume=resume, overwrite=overwrite) as plan:
-        map_all(plan, workers=workers, progress=progress)
-        commit_index(plan)
-    return open_index(root)
+    running = engine_named(engine, workers)
+    store = open_store(path, storage_options)
+    refuse_foreign(store)
+    opened = open_source(source)
+    wanted = checked_metrics(opened, metrics)
+    base = manifests.latest(store)
+    if base is not None and not overwrite:
+        return _opened_if_same(store, base, opened, wanted)
+    plan = plan_segments(store, "analyze", opened, wanted)
+    measured = measure(plan, running, resume=resume, progress=progress)
+
+    def first_snapshot(newest: Manifest | None) -> Manifest:
+        if newest is not None and not overwrite:
+            _refuse_other(store, newest, opened, wanted)
+            raise IndexChangedError("another run has finished the same index")
+        version = 1 if newest is None else newest.version + 1
+        return snapshot_of(measured, version)
+
+    return _committed(plan, running, measured, first_snapshot)
 
 
 def append(
     source: Any,
-    path: str | Path,
+    path: str | PathLike[str],
     *,
+    metrics: Metric | Iterable[Metric] | None = None,
     workers: int | None = None,
-    engine: str = "local",
-    progress: bool | ProgressCallback | None = None,
+    engine: str | Engine = "local",
+    resume: bool = True,
+    progress: Progress = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Index:
-    """Refuse to add samples to an index: this version can't yet.
+    """Measure more samples with the metrics of an index, and commit a snapshot that has them, too.
+
+    Nothing that the index has is read or measured again. The new samples' ids follow the old ones. Of two appends at once
+    both are committed, in some order.
+
+    Args:
+        source: as for :func:`analyze`. Where it is files, those that the index has already are left out.
+        path: the folder or URL of the index.
+        metrics: the index's metrics once more, where it has functions, which it can't rebuild from what it has stored.
+        workers, engine, resume, progress, storage_options: as for :func:`analyze`.
+
+    Returns:
+        The newest snapshot, open.
 
     Raises:
-        UnsupportedError: always; says what to do instead.
+        IndexNotFoundError: when there is no index.
+        MetricError: when a metric can't be rebuilt and is not given, or is given with another definition.
+        SourceError: when a file that the index has was changed or is missing, or new data has other columns.
+
+    >>> import arrowds, pyarrow as pa, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     metric = arrowds.metrics.seqlen("input_ids")
+    ...     _ = arrowds.analyze(pa.table({"input_ids": [[1, 2, 3], [1]]}), metric, folder)
+    ...     index = arrowds.append(pa.table({"input_ids": [[7, 7]]}), folder)
+    ...     index.version, index["seqlen"].values.tolist(), index["seqlen"].sample_ids(above=1).tolist()
+    (2, [3, 1, 2], [2, 0])
     """
-    raise UnsupportedError(
-        f"this version can't append to {path}; analyze the old and the new data together, with overwrite=True"
+    running = engine_named(engine, workers)
+    store = open_store(path, storage_options)
+    base = manifests.load(store)
+    opened = _new_rows(source, base)
+    if opened is None:
+        logger.info("nothing to append: %s has all of the data already", store.url)
+        return open_index(path, storage_options=storage_options)
+    while True:
+        wanted = checked_metrics(opened, metrics_of(base, metrics))
+        plan = plan_segments(store, "append", opened, wanted, basis=basis_of(store, base))
+        measured = measure(plan, running, resume=resume, progress=progress)
+
+        def with_more_samples(newest: Manifest | None, measured: Measured = measured) -> Manifest:
+            if newest is None or definitions(newest) != definitions_of(measured):
+                raise IndexChangedError("its metrics were changed by another run")
+            return appended(newest, measured)
+
+        try:
+            return _committed(plan, running, measured, with_more_samples)
+        except IndexChangedError as error:
+            logger.info("measuring the metrics that were added meanwhile (%s)", error)
+            base = manifests.load(store)
+
+
+def add_metrics(
+    source: Any,
+    metrics: Metric | Iterable[Metric],
+    path: str | PathLike[str],
+    *,
+    refresh: bool = False,
+    workers: int | None = None,
+    engine: str | Engine = "local",
+    resume: bool = True,
+    progress: Progress = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Index:
+    """Measure more metrics of the samples of an index, and commit a snapshot that has them, too.
+
+    Nothing else is measured again, and no file of the index is touched.
+
+    Args:
+        source: the data of the index, all of it, in its order.
+        metrics: what to measure.
+        path: the folder or URL of the index.
+        refresh: measure metrics anew that the index has, for instance ``vocab_rarity`` with the token counts of all
+            samples after an append.
+        workers, engine, resume, progress, storage_options: as for :func:`analyze`.
+
+    Returns:
+        The newest snapshot, open.
+
+    Raises:
+        IndexNotFoundError: when there is no index.
+        IndexExistsError: when the index has a metric of that name, without ``refresh``.
+        SourceError: when the data is not that of the index.
+
+    >>> import arrowds, polars as pl, pyarrow as pa, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = pa.table({"x": [3, 1]})
+    ...     _ = arrowds.analyze(table, arrowds.metrics.expr("x", pl.col("x")), folder)
+    ...     index = arrowds.add_metrics(table, arrowds.metrics.expr("double", pl.col("x") * 2), folder)
+    ...     index.metrics, index["double"].values.tolist()
+    (['x', 'double'], [6, 2])
+    """
+    running = engine_named(engine, workers)
+    store = open_store(path, storage_options)
+    base = manifests.load(store)
+    opened = open_source(source)
+    wanted = checked_metrics(opened, metrics)
+    known = {**definitions(base)}
+    taken = [metric.name for metric in with_required(metrics) if metric.name in known]
+    if taken and not refresh:
+        same = all(known[metric.name] == metric.definition() for metric in wanted if metric.name in known)
+        if same and len(taken) == len(wanted):
+            return open_index(path, storage_options=storage_options)
+        raise IndexExistsError(
+            f"{store.url} has {', '.join(taken)} already; choose other names, or pass refresh=True to measure them anew"
+        )
+    plan = plan_more_metrics(store, opened, wanted, base)
+    measured = measure(plan, running, resume=resume, progress=progress)
+
+    def with_more_metrics(newest: Manifest | None) -> Manifest:
+        if newest is None or newest.lineage != base.lineage or len(newest.segments) != len(base.segments):
+            raise IndexChangedError(
+                f"samples were added to {store.url} while its metrics were measured; run again with all of the data"
+            )
+        return extended_by(newest, measured)
+
+    return _committed(plan, running, measured, with_more_metrics)
+
+
+def refuse_foreign(store: Store) -> None:
+    """Raise IndexExistsError when a folder is not empty and is neither an index nor an unfinished one."""
+    if not isinstance(store, LocalStore) or not store.root.exists():
+        return
+    if store.root.is_file():
+        raise IndexExistsError(f"{store.url} is a file; an index needs a folder of its own")
+    entries = {entry.name for entry in store.root.iterdir()}
+    if entries and not entries & {paths.MANIFESTS, paths.BUILDS}:
+        listed = ", ".join(sorted(entries)[:5])
+        raise IndexExistsError(f"{store.url} is not empty and is not an arrowds index ({listed}); choose another folder")
+
+
+def _opened_if_same(store: Store, base: Manifest, source: Source, metrics: Sequence[Metric]) -> Index:
+    """Open the finished index if it is what would be built."""
+    _refuse_other(store, base, source, metrics)
+    index = Index(store, base)
+    manifests.check_sizes(store, base.files)
+    for name in paths.BUILDS, :
+        for plan in {found.split("/")[1] for found in store.names(name) if found.endswith("/plan.json")}:
+            if any(key_of_column(base, plan)):
+                discard(store, plan)  # what a run that was killed right after its commit has left
+    return index
+
+
+def key_of_column(manifest: Manifest, build: str) -> Iterable[str]:
+    """The keys of a snapshot's columns that a build has made."""
+    return (
+        column.key
+        for segment in manifest.segments
+        for column in (*segment.columns.values(), *segment.totals.values())
+        if column.key.startswith(f"{build}.")
     )
 
 
-def _check_engine(engine: str) -> None:
-    if engine in _COMING_ENGINES:
-        raise UnsupportedError(f'engine {engine!r} is not in this version; use engine="local"')
-    if engine not in _ENGINES:
-        raise ConfigError(f"there is no engine {engine!r}; the engines are {', '.join(_ENGINES)}")
-
-
-def _local_path(path: str | Path) -> Path:
-    # A Path has but one slash left of "s3://"; a single letter before the colon is a drive.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        raise UnsupportedError(f"{path} is not a local folder; this version writes an index to local disks only")
-    return Path(path).expanduser().absolute()  # workers may have another working directory
-
-
-def opened_if_same(root: Path, plan: BuildPlan) -> Index:
-    """Open the finished index if it is what the plan would build.
-
-    Raises:
-        IndexExistsError: when it has other data or other metrics; says which.
-    """
-    found = manifest.load(root)
-    wanted = {metric.name: metric.definition() for metric in plan.metrics}
-    entries: dict[str, MetricEntry | TotalEntry] = {**found.metrics, **found.totals}
-    there = {name: entry.definition for name, entry in entries.items()}
-    if found.dataset.fingerprint == plan.fingerprint and wanted == there:
-        _tidy(root, found)
-        return open_index(root)
-    if found.dataset.fingerprint != plan.fingerprint:
+def _refuse_other(store: Store, base: Manifest, source: Source, metrics: Sequence[Metric]) -> None:
+    """Raise IndexExistsError, saying what differs, unless a snapshot has just these samples and metrics."""
+    same_data = fingerprint_of(base.segments) == source.fingerprint()
+    wanted = {metric.name: metric.definition() for metric in metrics}
+    known = definitions(base)
+    if same_data and wanted == known:
+        return
+    if not same_data:
         difference = (
-            f"of other data: {found.dataset.description}, {found.dataset.num_samples} samples "
-            f"(this is {plan.source.description}, {plan.num_samples} samples)"
+            f"of other data: {base.segments[0].description}, {base.num_samples} samples "
+            f"(this is {source.description}, {len(source)} samples)"
         )
     else:
-        changed = sorted(name for name in wanted.keys() & there.keys() if wanted[name] != there[name])
-        difference = f"with the metrics {sorted(there)}" + (
-            f", of which {changed} were defined otherwise" if changed else ""
-        )
-    raise IndexExistsError(f"{root} holds an index {difference}; choose another path, or pass overwrite=True")
+        changed = sorted(name for name in wanted.keys() & known.keys() if wanted[name] != known[name])
+        difference = f"with the metrics {sorted(known)}" + (f", of which {changed} were defined otherwise" if changed else "")
+    raise IndexExistsError(f"{store.url} holds an index {difference}; choose another path, or pass overwrite=True")
 
 
-@contextmanager
-def building(plan: BuildPlan, *, resume: bool, overwrite: bool) -> Iterator[BuildPlan]:
-    """Hold the index for writing, and give the plan with the generation that it is to build.
+def fingerprint_of(segments: Sequence[Segment]) -> str | None:
+    """The fingerprint of the data of some segments, where it is known: that of one, or of parts of one source."""
+    found = {segment.fingerprint for segment in segments}
+    return found.pop().partition("@")[0] if len({name.partition("@")[0] for name in found}) == 1 else None
+
+
+def definitions(manifest: Manifest) -> dict[str, str]:
+    """The definition of every metric and total of a snapshot, by name."""
+    return {name: entry.definition for name, entry in (*manifest.metrics.items(), *manifest.totals.items())}
+
+
+def definitions_of(measured: Measured) -> dict[str, str]:
+    """The definition of every metric and total that a build has measured, by name."""
+    return {name: entry.definition for name, entry in (*measured.metrics.items(), *measured.totals.items())}
+
+
+def _new_rows(source: Any, base: Manifest) -> Source | None:
+    """The rows of a source that an index does not have yet; None where there are none."""
+    return open_source(source)
+
+
+def metrics_of(base: Manifest, given: Metric | Iterable[Metric] | None) -> list[Metric]:
+    """The metrics of an index, from what it has stored and what the caller gives.
 
     Raises:
-        IndexExistsError: when the folder holds something that is no index.
-        IndexLockedError: when another run is writing there.
+        MetricError: when one can't be rebuilt and is not given, or is given with another definition, or is not there.
     """
-    root = plan.layout.root
-    refuse_foreign(root)
-    with lock.writing(plan.layout.lock):
-        current = manifest.load(root).generation if plan.layout.manifest.exists() else 0
-        if current and not overwrite:
-            raise IndexExistsError(f"{root} was finished by another run just now; open it, or pass overwrite=True")
-        plan = replace(plan, layout=Layout(root, current + 1))
-        storage.remove_temporaries(plan.layout.data)
-        if not resume:
-            _remove_data(plan.layout)
-        storage.write_text(plan.layout.plan, f"unfinished index of {plan.source.description}; run again to finish\n")
-        yield plan
-
-
-def refuse_foreign(root: Path) -> None:
-    """Raise IndexExistsError when a folder holds something else than an index or a build of one."""
-    if root.is_file():
-        raise IndexExistsError(f"{root} is a file; an index needs a folder of its own")
-    if not root.exists():
-        return
-    lock_name = Layout(root).lock.name
-    found = sorted(entry.name for entry in root.iterdir())
-    foreign = [name for name in found if lock_name not in name and not name.endswith(storage.TEMPORARY)]
-    # Asked last: another worker of the same build may be making the folder's first files right now.
-    if foreign and not (Layout(root).manifest.exists() or Layout(root).plan.exists()):
-        raise IndexExistsError(
-            f"{root} holds something that is no index ({', '.join(foreign[:5])}); choose an empty or new folder"
+    found = {metric.name: metric for metric in (() if given is None else with_required(given))}
+    known = definitions(base)
+    for name, definition in known.items():
+        if name in found and found[name].definition() != definition:
+            raise MetricError(f"the index defines metric {name!r} otherwise; append with the metric that it was made with")
+    if unknown := sorted(found.keys() - known.keys()):
+        raise MetricError(f"the index has no metric {unknown[0]!r}; measure it with arrowds.add_metrics first")
+    specs = {name: entry.spec for name, entry in (*base.metrics.items(), *base.totals.items())}
+    missing = [name for name in known if name not in found and specs[name] is None]
+    if missing:
+        raise MetricError(
+            f"the index can't rebuild {', '.join(missing)} from what it has stored, as it was made by a Python function; "
+            "pass metrics=[...] with the same function"
         )
+    rebuilt = [found[name] if name in found else from_spec(specs[name] or {}) for name in known]
+    required = {item.name for metric in rebuilt for item in metric.requires}
+    return [metric for metric in rebuilt if metric.name not in required]
 
 
-def _remove_data(layout: Layout) -> None:
-    for folder in (layout.data / "metrics", layout.data / "totals"):
-        shutil.rmtree(folder, ignore_errors=True)
+def basis_of(store: Store, base: Manifest) -> dict[str, np.ndarray]:
+    """The totals that the metrics of an index were defined with, by name."""
+    return {
+        name: read_total(store, name, basis.total)
+        for entry in base.metrics.values()
+        for name, basis in entry.basis.items()
+    }
 
 
-def map_all(plan: BuildPlan, *, workers: int | None, progress: bool | ProgressCallback | None) -> None:
-    """Compute every part of every pass that is not finished."""
+def plan_segments(
+    store: Store,
+    operation: str,
+    source: Source,
+    metrics: Sequence[Metric],
+    *,
+    basis: Mapping[str, np.ndarray] | None = None,
+) -> BuildPlan:
+    """Plan a build that makes new segments of a source."""
+    fingerprint = source.fingerprint()
+    boundaries = source.part_boundaries(rows_per_part(len(source)))
+    ends = cut_segments(boundaries, MOST_SEGMENT_ROWS)
+    segments = tuple(
+        SegmentPlan(number, start, stop, fingerprint if len(ends) == 1 else f"{fingerprint}@{start}")
+        for number, (start, stop) in enumerate(pairwise([0, *ends]))
+    )
+    return BuildPlan(
+        store=store,
+        key=build_key(store, operation, fingerprint, str(len(source))),
+        source=source,
+        fingerprint=fingerprint,
+        segments=segments,
+        parts=cut_parts(source, ends),
+        metrics=tuple(metrics),
+        basis=basis or {},
+    )
+
+
+def plan_more_metrics(store: Store, source: Source, metrics: Sequence[Metric], base: Manifest) -> BuildPlan:
+    """Plan a build that measures more metrics of the segments of a snapshot.
+
+    Raises:
+        SourceError: when the source is not the data of the snapshot.
+    """
+    if len(source) != base.num_samples:
+        raise SourceError(
+            f"{store.url} has {base.num_samples} samples, but this data ({source.description}) has {len(source)}; pass all "
+            "of its data, in its order"
+        )
+    bounds = [*base.first_ids, base.num_samples]
+    segments = tuple(
+        SegmentPlan(number, start, stop, segment.fingerprint)
+        for number, (segment, (start, stop)) in enumerate(zip(base.segments, pairwise(bounds), strict=True))
+    )
+    _check_same_data(store, source, base)
+    names = ",".join(f"{metric.name}={metric.definition()}" for metric in metrics)
+    return BuildPlan(
+        store=store,
+        key=build_key(store, "add_metrics", base.lineage, names),
+        source=source,
+        fingerprint=base.lineage,
+        segments=segments,
+        parts=cut_parts(source, bounds[1:]),
+        metrics=tuple(metrics),
+        basis={},
+    )
+
+
+def _check_same_data(store: Store, source: Source, base: Manifest) -> None:
+    whole = fingerprint_of(base.segments)
+    if whole is not None and whole != source.fingerprint():
+        raise SourceError(f"{store.url} was made of other data than {source.description}; pass the data of the index")
+
+
+def measure(plan: BuildPlan, engine: Engine, *, resume: bool, progress: Progress) -> Measured | None:
+    """Run every task of a build that is not finished, first the map's, then the reduce's, and collect what they made.
+
+    Returns:
+        What was made, in the process that is to commit it; None in the others.
+    """
+    engine.agree(facts_of(plan))
+    engine.once(partial(begin, plan.store, plan.key, facts_of(plan), resume=resume))
+    totals = map_all(plan, engine, progress)
+    columns = plan_columns(plan, totals)
+    run_reduce([column for planned in columns for column in planned], engine)
+    return engine.once(lambda: collect(plan, columns, totals))
+
+
+def facts_of(plan: BuildPlan) -> dict[str, str]:
+    """What all processes of a build must have in common, by the name of it."""
+    return {
+        "data": f"{plan.source.description}, {plan.num_samples} samples, {plan.fingerprint}",
+        "metrics": ", ".join(metric.name for metric in plan.metrics),
+        "code of the metrics": "; ".join(f"{metric.name}: {metric.definition()}" for metric in plan.metrics),
+        "index": plan.key,
+    }
+
+
+def map_all(plan: BuildPlan, engine: Engine, progress: Progress) -> dict[str, np.ndarray]:
+    """Compute every part of every pass, and return the totals that metrics are defined with."""
+    totals = dict(plan.basis)
     total = plan.num_samples * len(plan.passes)
     with reporting(total, progress) as report:
         done = 0
         for metrics in plan.passes:
+            required = {item.name: item for metric in metrics for item in metric.requires if item.name not in totals}
+            totals |= {name: sum_of_parts(plan.task([item], {}), item, plan.parts) for name, item in required.items()}
+            in_threads = plan.source.concurrent and all(metric.in_threads for metric in metrics)
+            work = Work(partial(map_part, plan.task(metrics, totals)), in_threads, "samples")
             # Closed at once, not when the traceback of an interrupt is dropped: no worker outlives the run.
-            with closing(map_parts(plan, metrics, plan.parts, workers=workers)) as finished:
+            with closing(engine.run(work, plan.parts)) as finished:
                 for part in finished:
                     done += len(part)
                     report(done, total)
+    return totals
 
 
-def map_parts(
-    plan: BuildPlan,
-    metrics: Sequence[Metric],
-    parts: Sequence[PartRange],
-    *,
-    workers: int | None = None,
-    most_workers: int | None = None,
-) -> Generator[PartRange, None, None]:
-    """Compute some parts of some metrics, and yield each part when its files are written.
-
-    Several machines that share the folder may each take other parts; what the metrics require must be finished.
-    """
-    required = {total.name: total for metric in metrics for total in metric.requires}
-    totals = {name: sum_of_parts(plan, total) for name, total in required.items()}
-    yield from run_local(plan.task(metrics, totals), parts, workers=workers, most_workers=most_workers)
+def _committed(
+    plan: BuildPlan, engine: Engine, measured: Measured | None, based_on: Callable[[Manifest | None], Manifest]
+) -> Index:
+    """Commit in one process, wait for it in the others, and open what is then the newest snapshot."""
+    try:
+        if measured is not None:
+            engine.once(lambda: publish(plan.store, plan.key, measured.files, based_on))
+        else:
+            engine.once(lambda: None)
+    finally:
+        engine.close()
+    return Index(plan.store, manifests.load(plan.store))
 
 
-def sum_of_parts(plan: BuildPlan, metric: Metric) -> np.ndarray:
-    """Return the sum of a total metric over all parts, added in the order of the parts."""
-    task = plan.task([metric], {})
-    total: np.ndarray | None = None
-    for part in plan.parts:
-        total = added(metric, total, read_sum(task, metric, part))
-    return stored_sum(metric, np.zeros(0) if total is None else total)
+def snapshot_of(measured: Measured, version: int) -> Manifest:
+    """The snapshot of a dataset that was measured as a whole."""
+    return Manifest(
+        version=version,
+        operation="analyze",
+        lineage=lineage_of("", measured.segments),
+        metrics=measured.entries(version),
+        totals=dict(measured.totals),
+        segments=measured.segments,
+    )
 
 
-def commit_index(plan: BuildPlan) -> Manifest:
-    """Reduce the parts of every metric and make the result the index.
+def appended(base: Manifest, measured: Measured) -> Manifest:
+    """The snapshot of another one's samples and more of them.
 
     Raises:
-        IndexCorruptError: when a part is missing or can't be read.
+        MetricError: when a metric has values of another type for the new samples.
     """
-    layout = plan.layout
-    metrics = {metric.name: reduce_metric(layout, metric, plan.parts) for metric in plan.per_sample}
-    totals = {metric.name: _reduce_total(plan, metric) for metric in plan.totals}
-    committed = Manifest(
-        generation=layout.generation,
-        dataset=Dataset(
-            description=plan.source.description, fingerprint=plan.fingerprint, num_samples=plan.num_samples
-        ),
-        sample_id_type="uint32" if sample_id_type(plan.num_samples) == pa.uint32() else "uint64",
-        parts=plan.parts,
-        metrics=metrics,
-        totals=totals,
-        files=manifest.file_entries(layout, _files_of(plan)),
+    entries: dict[str, MetricEntry] = {}
+    for name, entry in base.metrics.items():
+        if measured.metrics[name].logical_type != entry.logical_type:
+            raise MetricError(
+                f"metric {name!r} gives {measured.metrics[name].logical_type} for the new samples but {entry.logical_type} "
+                "for those of the index; declare its dtype"
+            )
+        lineage = column_lineage(entry.lineage, [segment.columns[name] for segment in measured.segments])
+        entries[name] = entry.model_copy(update={"lineage": lineage})
+    return base.model_copy(
+        update={
+            "version": base.version + 1,
+            "operation": "append",
+            "lineage": lineage_of(base.lineage, measured.segments),
+            "metrics": entries,
+            "segments": (*base.segments, *measured.segments),
+        }
     )
-    manifest.commit(layout.root, committed)
-    _remove_unlisted(layout.root, committed)
-    return committed
 
 
-def _reduce_total(plan: BuildPlan, metric: Metric) -> TotalEntry:
-    total = sum_of_parts(plan, metric)
-    flat = arrow_view(total.reshape(-1))
-    storage.write_parquet(plan.layout.total(metric.name), pa.table({VALUE: flat}))
-    return TotalEntry(definition=metric.definition(), type=str(flat.type), shape=total.shape)
-
-
-def _files_of(plan: BuildPlan) -> Iterator[Path]:
-    for metric in plan.per_sample:
-        yield from (plan.layout.part(metric.name, part.number) for part in plan.parts)
-        yield plan.layout.values(metric.name)
-        yield plan.layout.order(metric.name)
-        yield plan.layout.distribution(metric.name)
-        yield from plan.layout.buckets(metric.name).glob("*/*.parquet")
-    yield from (plan.layout.total(metric.name) for metric in plan.totals)
-
-
-def _tidy(root: Path, committed: Manifest) -> None:
-    """Remove what a run that was killed after its commit left, unless another run is at work."""
-    layout = committed.layout(root)
-    if not layout.lock.exists() and not _unlisted(root, committed):
-        return
-    try:
-        with lock.writing(layout.lock):
-            if manifest.load(root) == committed:
-                _remove_unlisted(root, committed)
-    except (IndexLockedError, StorageError) as error:
-        logger.info("left as it is: %s", error)
-
-
-def _remove_unlisted(root: Path, committed: Manifest) -> None:
-    """Remove what earlier generations and unfinished runs left; the index does not name it."""
-    for path in _unlisted(root, committed):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _unlisted(root: Path, committed: Manifest) -> list[Path]:
-    """Return the files and folders of this generation and of earlier ones that are no part of the index.
-
-    A later generation is an overwriting run that was interrupted and may go on.
-    """
-    current = committed.layout(root)
-    listed = {root / name for name in committed.files}
-    needed = listed | {folder for path in listed for folder in path.parents}
-    older = [path for number in range(2, committed.generation) if (path := Layout(root, number).data).exists()]
-    drafts = [*root.glob(f".{current.manifest.name}.*{storage.TEMPORARY}"), *current.data.glob(current.plan.name)]
-    data = {folder / name for folder in (root, current.data) for name in ("metrics", "totals")}
-    found = [path for folder in data if folder.exists() for path in (folder, *folder.rglob("*"))]
-    return [*older, *drafts, *(path for path in found if path not in needed)]
+def extended_by(base: Manifest, measured: Measured) -> Manifest:
+    """The snapshot of another one's samples with more metrics."""
+    version = base.version + 1
+    segments = tuple(
+        segment.model_copy(
+            update={"columns": {**segment.columns, **more.columns}, "totals": {**segment.totals, **more.totals}}
+        )
+        for segment, more in zip(base.segments, measured.segments, strict=True)
+    )
+    return base.model_copy(
+        update={
+            "version": version,
+            "operation": "add_metrics",
+            "metrics": {**base.metrics, **measured.entries(version)},
+            "totals": {**base.totals, **measured.totals},
+            "segments": segments,
+        }
+    )

@@ -8,35 +8,38 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from arrowds.index import files as storage
-from arrowds.build.plan import MapTask
-from arrowds.build.results import added, checked_sum, checked_values
+from arrowds.build.plan import MapTask, Part
+from arrowds.build.results import checked_sum, checked_values
+from arrowds.build.runs import Run, write_run
 from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, MetricValueError, SourceError
-from arrowds.index.manifest import PartRange
+from arrowds.index import files, paths
+from arrowds.index.totals import added, stored_sum
 from arrowds.metrics import Metric
-from arrowds.schema import SAMPLE_ID, VALUE, sample_id_type
+from arrowds.schema import VALUE
 from arrowds.arrays import arrow_view, numpy_view
 
-_DIGEST = "arrowds.part"
-_SHAPE = "arrowds.shape"
+_DIGEST = b"arrowds.part"
+_SHAPE = b"arrowds.shape"
 
 
-def is_finished(task: MapTask, metric: Metric, part: PartRange) -> bool:
+def is_finished(task: MapTask, metric: Metric, part: Part) -> bool:
     """Tell whether the part's file of one metric is there, whole, and made from the same data, rows and metric."""
-    path = part_path(task, metric, part)
     try:
-        return path.exists() and storage.read_parquet_metadata(path).get(_DIGEST) == task.part_digest(metric, part)
+        if metric.kind == "per_sample":
+            return run_of(task, metric, part).digest == task.part_digest(metric, part)
+        table = files.read_parquet(task.store, paths.part_sum(task.build, metric.name, part.number))
+        return bool((table.schema.metadata or {}).get(_DIGEST) == task.part_digest(metric, part).encode())
     except IndexCorruptError:
         return False
 
 
-def part_path(task: MapTask, metric: Metric, part: PartRange) -> Any:
-    """Return the file of one metric for one part."""
-    place = task.layout.part if metric.kind == "per_sample" else task.layout.total_part
-    return place(metric.name, part.number)
+def run_of(task: MapTask, metric: Metric, part: Part) -> Run:
+    """The sorted run of one metric for one part."""
+    first_id = part.start - task.segment_of(part).start
+    return Run(task.store, paths.run(task.build, metric.name, part.number), first_id, len(part))
 
 
-def map_part(task: MapTask, part: PartRange) -> None:
+def map_part(task: MapTask, part: Part) -> None:
     """Compute the metrics of one part that are not finished, and write each as one file.
 
     Raises:
@@ -60,7 +63,7 @@ def map_part(task: MapTask, part: PartRange) -> None:
                 _refuse_other_type(metric, values[metric.name], found, part=part, start=start)
                 values[metric.name].append(found)
             else:
-                sums[metric.name] = added(metric, sums.get(metric.name), checked_sum(metric, result))
+                sums[metric.name] = added(metric.name, sums.get(metric.name), checked_sum(metric, result))
     for metric in metrics:
         if metric.kind == "per_sample":
             _write_values(task, metric, part, values.pop(metric.name))
@@ -68,7 +71,7 @@ def map_part(task: MapTask, part: PartRange) -> None:
             _write_sum(task, metric, part, sums.pop(metric.name))
 
 
-def _batches(task: MapTask, part: PartRange) -> Iterator[tuple[int, int, Any]]:
+def _batches(task: MapTask, part: Part) -> Iterator[tuple[int, int, Any]]:
     """Yield first row, number of rows and content of each batch of a part.
 
     All columns of the pass are read, also where only some metrics are left to compute: the batches of a file depend on
@@ -128,7 +131,7 @@ def _fails(task: MapTask, metric: Metric, start: int, stop: int) -> bool:
     return False
 
 
-def _refuse_other_type(metric: Metric, before: list[pa.Array], found: pa.Array, *, part: PartRange, start: int) -> None:
+def _refuse_other_type(metric: Metric, before: list[pa.Array], found: pa.Array, *, part: Part, start: int) -> None:
     if before and before[0].type != found.type:
         raise MetricValueError(
             f"metric {metric.name!r} gave {before[0].type} for sample {part.start} but {found.type} for sample "
@@ -136,24 +139,35 @@ def _refuse_other_type(metric: Metric, before: list[pa.Array], found: pa.Array, 
         )
 
 
-def _write_values(task: MapTask, metric: Metric, part: PartRange, arrays: list[pa.Array]) -> None:
-    ids = np.arange(part.start, part.stop, dtype=sample_id_type(len(task.source)).to_pandas_dtype())
-    table = pa.table({SAMPLE_ID: arrow_view(ids), VALUE: pa.chunked_array(arrays)})
-    storage.write_parquet(part_path(task, metric, part), table, metadata={_DIGEST: task.part_digest(metric, part)})
-
-
-def _write_sum(task: MapTask, metric: Metric, part: PartRange, total: np.ndarray) -> None:
-    shape = ",".join(map(str, total.shape))
-    storage.write_parquet(
-        part_path(task, metric, part),
-        pa.table({VALUE: arrow_view(total.reshape(-1))}),
-        metadata={_DIGEST: task.part_digest(metric, part), _SHAPE: shape},
+def _write_values(task: MapTask, metric: Metric, part: Part, arrays: list[pa.Array]) -> None:
+    segment = task.segment_of(part)
+    write_run(
+        task.store,
+        paths.run(task.build, metric.name, part.number),
+        pa.concat_arrays(arrays),
+        first_id=part.start - segment.start,
+        num_samples=len(segment),
+        digest=task.part_digest(metric, part),
     )
 
 
-def read_sum(task: MapTask, metric: Metric, part: PartRange) -> np.ndarray:
-    """Return the sum that :func:`map_part` wrote for one part."""
-    table = storage.read_parquet(part_path(task, metric, part))
-    shape = (table.schema.metadata or {}).get(_SHAPE.encode(), b"").decode()
-    total = numpy_view(table.column(VALUE).combine_chunks())
-    return total.reshape([int(size) for size in shape.split(",") if size])
+def _write_sum(task: MapTask, metric: Metric, part: Part, total: np.ndarray) -> None:
+    metadata = {_DIGEST: task.part_digest(metric, part).encode(), _SHAPE: ",".join(map(str, total.shape)).encode()}
+    table = pa.table({VALUE: arrow_view(total.reshape(-1))}).replace_schema_metadata(metadata)
+    files.write_parquet(task.store, paths.part_sum(task.build, metric.name, part.number), table)
+
+
+def sum_of_parts(task: MapTask, metric: Metric, parts: Sequence[Part]) -> np.ndarray:
+    """Return the sum of a total metric over some parts, added in their order, in the type that is stored.
+
+    Raises:
+        IndexCorruptError: when the sum of a part is missing or can't be read.
+        MetricValueError: when the declared type can't hold the sum.
+    """
+    total: np.ndarray | None = None
+    for part in parts:
+        table = files.read_parquet(task.store, paths.part_sum(task.build, metric.name, part.number))
+        shape = (table.schema.metadata or {}).get(_SHAPE, b"").decode()
+        values = numpy_view(table.column(VALUE).combine_chunks())
+        total = added(metric.name, total, values.reshape([int(size) for size in shape.split(",") if size]))
+    return stored_sum(metric.name, np.zeros(0) if total is None else total, metric.dtype)

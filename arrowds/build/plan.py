@@ -1,4 +1,4 @@
-"""What a run sets out to do: row ranges, metrics and passes, as a pure function of the source and the metrics."""
+"""What a build sets out to do: row ranges, metrics and passes, as a pure function of the source and the metrics."""
 
 from __future__ import annotations
 
@@ -10,38 +10,71 @@ import numpy as np
 import xxhash
 
 from arrowds.errors import EmptyDatasetError, MetricError, MetricNameError
-from arrowds.index.paths import Layout
-from arrowds.index.manifest import PartRange
 from arrowds.metrics import Metric
 from arrowds.schema import FORMAT_VERSION
 from arrowds.sources.base import Source
+from arrowds.store import Store
+
+MOST_SEGMENT_ROWS = 1 << 32
+"""A segment's ids are uint32; a longer source becomes several segments."""
 
 _FEWEST_ROWS = 1 << 10
 _MOST_ROWS = 1 << 20
 _PARTS_WANTED = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part ``number`` covers the rows [start, stop) of the source."""
+
+    number: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """A segment to be built, or to get more metrics: the rows [start, stop) of the source, which are whole parts."""
+
+    number: int
+    start: int
+    stop: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
-    """A run from a source to an index, before anything is computed.
+    """A build, before anything is computed.
 
     Attributes:
-        layout: where the files go.
-        source: what is indexed.
+        store: where the index is.
+        key: names the build's own folder and all files that it makes.
+        source: what is measured.
         fingerprint: digest of the source's ordered content.
-        parts: the row ranges, in order.
+        segments: what the rows become.
+        parts: the row ranges of the map's tasks, in order.
         metrics: what is measured, with the totals that some of them require first.
+        basis: totals that are known already, by name: those that metrics were defined with.
     """
 
-    layout: Layout
+    store: Store
+    key: str
     source: Source
     fingerprint: str
-    parts: tuple[PartRange, ...]
+    segments: tuple[SegmentPlan, ...]
+    parts: tuple[Part, ...]
     metrics: tuple[Metric, ...]
+    basis: Mapping[str, np.ndarray]
 
     @property
     def num_samples(self) -> int:
-        """Rows of the dataset."""
+        """Rows of the source."""
         return self.parts[-1].stop
 
     @property
@@ -56,15 +89,25 @@ class BuildPlan:
 
     @property
     def passes(self) -> list[list[Metric]]:
-        """The metrics in the order of computation: those that need totals come after all others."""
-        first = [metric for metric in self.metrics if not metric.requires]
-        second = [metric for metric in self.metrics if metric.requires]
-        return [metrics for metrics in (first, second) if metrics]
+        """The metrics in the order of computation: those that need totals of this build come after all others."""
+        later = [metric for metric in self.metrics if any(total.name not in self.basis for total in metric.requires)]
+        first = [metric for metric in self.metrics if metric not in later]
+        return [metrics for metrics in (first, later) if metrics]
+
+    def parts_of(self, segment: SegmentPlan) -> list[Part]:
+        """The parts that lie in a segment."""
+        return [part for part in self.parts if segment.start <= part.start < segment.stop]
 
     def task(self, metrics: Sequence[Metric], totals: Mapping[str, np.ndarray]) -> MapTask:
-        """Return the part of the plan that workers need for one pass."""
+        """Return what workers need for one pass."""
         return MapTask(
-            layout=self.layout, source=self.source, fingerprint=self.fingerprint, metrics=tuple(metrics), totals=totals
+            store=self.store,
+            build=self.key,
+            source=self.source,
+            fingerprint=self.fingerprint,
+            segments=self.segments,
+            metrics=tuple(metrics),
+            totals=dict(totals),
         )
 
 
@@ -72,23 +115,39 @@ class BuildPlan:
 class MapTask:
     """What is the same for all parts of one pass."""
 
-    layout: Layout
+    store: Store
+    build: str
     source: Source
     fingerprint: str
+    segments: tuple[SegmentPlan, ...]
     metrics: tuple[Metric, ...]
     totals: Mapping[str, np.ndarray]
 
-    def part_digest(self, metric: Metric, part: PartRange) -> str:
+    def segment_of(self, part: Part) -> SegmentPlan:
+        """The segment that a part lies in."""
+        return next(segment for segment in self.segments if segment.start <= part.start < segment.stop)
+
+    def part_digest(self, metric: Metric, part: Part) -> str:
         """Return what a finished part must carry to be kept: the data, the rows and the metric it was made from."""
-        text = f"{FORMAT_VERSION}|{self.fingerprint}|{part.start}|{part.stop}|{metric.name}|{metric.definition()}"
-        return xxhash.xxh3_128_hexdigest(text.encode())
+        segment = self.segment_of(part)
+        needs = [digest_of_total(self.totals[total.name]) for total in metric.requires if total.name in self.totals]
+        text = "|".join(
+            map(str, (FORMAT_VERSION, self.fingerprint, segment.start, part.start, part.stop, metric.name))
+        )
+        return xxhash.xxh3_128_hexdigest("|".join([text, metric.definition(), *needs]).encode())
 
 
-def make_plan(source: Source, metrics: Metric | Iterable[Metric], layout: Layout) -> BuildPlan:
-    """Check the metrics against the source and cut the rows into parts.
+def digest_of_total(total: np.ndarray) -> str:
+    """Return a digest of an accumulated array: its type, shape and content."""
+    return xxhash.xxh3_128_hexdigest(f"{total.dtype.str}{total.shape}".encode() + np.ascontiguousarray(total).tobytes())
+
+
+def checked_metrics(source: Source, metrics: Metric | Iterable[Metric]) -> tuple[Metric, ...]:
+    """Return the metrics with the totals that they require, each once, after checking them against the source.
 
     Raises:
         EmptyDatasetError: when the source has no rows.
+        MetricError: for something that is not a metric, or for none at all.
         MetricNameError: when two metrics have one name.
         MissingColumnError: when a metric reads a column that the source does not have.
     """
@@ -98,27 +157,21 @@ def make_plan(source: Source, metrics: Metric | Iterable[Metric], layout: Layout
     for metric in listed:
         if metric.columns is not None and source.column_names is not None:
             source.check_columns(metric.columns)
-    return BuildPlan(
-        layout=layout,
-        source=source,
-        fingerprint=source.fingerprint(),
-        parts=cut(source.part_boundaries(rows_per_part(len(source)))),
-        metrics=listed,
-    )
+    return listed
 
 
 def with_required(metrics: Metric | Iterable[Metric]) -> tuple[Metric, ...]:
     """Return the metrics with the totals that they require, each once, in the order given.
 
     Raises:
-        MetricError: for something that is no metric, or for none at all.
+        MetricError: for something that is not a metric, or for none at all.
         MetricNameError: when two metrics have one name.
     """
     given = [metrics] if isinstance(metrics, Metric) else list(metrics)
     found: dict[str, Metric] = {}
     for metric in given:
         if not isinstance(metric, Metric):
-            raise MetricError(f"got a {type(metric).__name__} where a metric belongs; see arrowds.metrics")
+            raise MetricError(f"expected a Metric, got a {type(metric).__name__}; see arrowds.metrics")
         for item in (*metric.requires, metric):
             known = found.setdefault(item.name, item)
             if known is not item and (known.definition() != item.definition() or item is metric):
@@ -140,9 +193,25 @@ def rows_per_part(num_samples: int) -> int:
     return min(_MOST_ROWS, max(_FEWEST_ROWS, 1 << (wanted - 1).bit_length()))
 
 
-def cut(boundaries: Sequence[int]) -> tuple[PartRange, ...]:
-    """Number the ranges between ascending boundaries."""
+def cut_parts(source: Source, segment_ends: Iterable[int] = ()) -> tuple[Part, ...]:
+    """Cut a source into parts where reading is cheap, and at the ends of segments."""
+    boundaries = source.part_boundaries(rows_per_part(len(source)))
     return tuple(
-        PartRange(number=number, start=int(start), stop=int(stop))
-        for number, (start, stop) in enumerate(pairwise(boundaries))
+        Part(number, int(start), int(stop))
+        for number, (start, stop) in enumerate(pairwise(sorted({*boundaries, *segment_ends})))
     )
+
+
+def cut_segments(boundaries: Sequence[int], most_rows: int) -> list[int]:
+    """Return the ends of the fewest segments of at most ``most_rows``, at boundaries of parts where those allow it.
+
+    >>> cut_segments([0, 3, 6, 9], 7), cut_segments([0, 9], 4)
+    ([6, 9], [4, 8, 9])
+    """
+    ends: list[int] = []
+    last = boundaries[-1]
+    while not ends or ends[-1] < last:
+        start = ends[-1] if ends else 0
+        reached = max((int(cut) for cut in boundaries if start < cut <= start + most_rows), default=start + most_rows)
+        ends.append(min(reached, last))
+    return ends

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from arrowds.batch import as_numpy
 from arrowds.errors import MetricValueError
+from arrowds.index.totals import wide
 from arrowds.metrics import Metric
-from arrowds.schema import VALUE_TYPES, value_type
+from arrowds.schema import VALUE_TYPES
 from arrowds.arrays import arrow_view, numpy_view
 
 
@@ -131,91 +132,4 @@ def checked_sum(metric: Metric, result: Any) -> np.ndarray:
         raise MetricValueError(f"metric {metric.name!r} returned dtype {array.dtype}; expected numbers to add up")
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise MetricValueError(f"metric {metric.name!r} returned NaN; a sum that contains it would be lost")
-    wide = {"b": np.int64, "i": np.int64, "u": np.uint64, "f": np.float64}[array.dtype.kind]
-    wide_array: np.ndarray = array.astype(wide, copy=False)
-    return wide_array
-
-
-def added(metric: Metric, total: np.ndarray | None, contribution: np.ndarray) -> np.ndarray:
-    """Return the sum of two contributions; the shorter of two vectors is padded with zeros.
-
-    Raises:
-        MetricValueError: when the shapes can't be added, or the sum of integers leaves 64 bits.
-    """
-    if total is None:
-        return contribution.copy()
-    if total.shape != contribution.shape and (total.ndim != 1 or contribution.ndim != 1):
-        raise MetricValueError(
-            f"metric {metric.name!r} returned shape {contribution.shape} after {total.shape}; contributions must have "
-            "one shape, or be vectors"
-        )
-    total, contribution = _of_one_type(metric, total, contribution)
-    if total.shape == contribution.shape:
-        return _sum(metric, total, contribution)
-    longer, shorter = sorted((total, contribution), key=len, reverse=True)
-    padded = longer.copy()
-    padded[: len(shorter)] = _sum(metric, longer[: len(shorter)], shorter)
-    return padded
-
-
-def _of_one_type(metric: Metric, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring int64, uint64 and float64 arrays to one type without rounding an integer to a float."""
-    if left.dtype == right.dtype:
-        return left, right
-    if "f" in (left.dtype.kind, right.dtype.kind):
-        return left.astype(np.float64), right.astype(np.float64)
-    for dtype in (np.dtype(np.int64), np.dtype(np.uint64)):
-        if _holds(dtype, left) and _holds(dtype, right):
-            return left.astype(dtype), right.astype(dtype)
-    raise _too_large(metric)
-
-
-def _holds(dtype: np.dtype[Any], array: np.ndarray) -> bool:
-    """Tell whether all numbers of an array lie within the range of an integer dtype."""
-    limits = np.iinfo(dtype)
-    # A float can equal the limit plus one, but not the limit of 64 bits itself.
-    return bool(np.all((array >= limits.min) & (array < int(limits.max) + 1)))
-
-
-def _sum(metric: Metric, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Add two arrays of one type and shape; integers that wrap around are an error."""
-    with np.errstate(all="ignore"):
-        total: np.ndarray = np.asarray(left + right)
-    if total.dtype.kind == "i":
-        wrapped = ((left ^ total) & (right ^ total)) < 0
-    elif total.dtype.kind == "u":
-        wrapped = total < left
-    else:
-        wrapped = np.isnan(total)  # infinity minus infinity
-    if np.any(wrapped):
-        raise _too_large(metric)
-    return total
-
-
-def _too_large(metric: Metric) -> MetricValueError:
-    return MetricValueError(
-        f"the sum of metric {metric.name!r} is too large for 64 bits (or adds infinities of both signs); "
-        "let it return smaller numbers, or floats"
-    )
-
-
-def stored_sum(metric: Metric, total: np.ndarray) -> np.ndarray:
-    """Return a sum in the declared type.
-
-    Raises:
-        MetricValueError: when the declared type can't hold it; floats may be rounded to float32, not to integers.
-    """
-    kind = metric.dtype or value_type(total.dtype)
-    dtype = np.dtype(kind.to_pandas_dtype())
-    with np.errstate(all="ignore"):
-        stored: np.ndarray = total.astype(dtype)
-    if dtype.kind in "iu":
-        held = _holds(dtype, total) and bool(np.all(stored == total))
-    else:
-        held = dtype.kind == "b" or bool(np.all(np.isinf(stored) == np.isinf(total)))
-    if not held:
-        largest = total.reshape(-1)[np.argmax(np.abs(total.astype(np.float64)))]
-        raise MetricValueError(
-            f"metric {metric.name!r} sums up to {largest}, which its dtype {kind} can't hold; declare a wider one"
-        )
-    return stored
+    return wide(array)

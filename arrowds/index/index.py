@@ -5,22 +5,23 @@ Nothing but the manifest is read until a metric is used: an index is cheap to op
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+import xxhash
 
-from arrowds.errors import IndexCorruptError, IndexReplacedError, UnknownMetricError, UnsupportedError
-from arrowds.index import files as storage
+from arrowds.errors import UnknownMetricError
 from arrowds.index import manifest as manifests
 from arrowds.index.manifest import Manifest
 from arrowds.index.metric import MetricIndex
-from arrowds.schema import VALUE, numpy_dtype
+from arrowds.index.totals import read_total, sum_of_segments
+from arrowds.index.view import View, ViewSpec, find_view, open_view
+from arrowds.parallel import computed_once
+from arrowds.store import LocalStore, Store, open_store
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,20 +29,29 @@ if TYPE_CHECKING:
 
 
 def open_index(
-    path: str | PathLike[str], *, verify: bool = False, cache_dir: str | PathLike[str] | None = None
+    path: str | PathLike[str],
+    *,
+    version: int | None = None,
+    verify: bool = False,
+    cache_dir: str | PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Index:
-    """Open the index in a folder; this takes milliseconds, whatever its size.
+    """Open a snapshot of an index; this takes milliseconds, whatever its size.
 
     Args:
-        path: the folder that ``arrowds.analyze`` wrote.
-        verify: read every file and compare its digest with the manifest. Without it, only the sizes are compared.
-        cache_dir: where to keep local copies of a remote index; a local index needs none.
+        path: the folder or URL that ``arrowds.analyze`` wrote.
+        version: which snapshot; by default the newest. It stays what it is while newer ones are committed.
+        verify: read every file and compare its digest with the manifest. Without it, the sizes are compared, of an index
+            in an object store when a file is read.
+        cache_dir: where this host keeps the memory maps of an index in an object store, or on a disk that can't be
+            written; by default ``arrowds`` in the user's cache folder.
+        storage_options: for a URL, keys such as ``aws_endpoint_url``; see :func:`arrowds.store.open_store`.
 
     Raises:
         IndexNotFoundError: when there is no finished index.
+        VersionNotFoundError: when that version was vacuumed, or never existed.
         IndexVersionError: when a newer arrowds wrote it.
         IndexCorruptError: naming every file that is missing or has another size (or other content, with ``verify``).
-        UnsupportedError: for a URL.
 
     >>> import arrowds, polars as pl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -52,59 +62,61 @@ def open_index(
     ...     index.metrics, index["n_chars"][2].item(), index["n_chars"].sample_ids(up_to=5).tolist()
     (['n_chars'], 9, [1, 0])
     """
-    if "://" in str(path):
-        raise UnsupportedError(f"{path}: this version opens local folders only; copy the index to a local disk first")
-    root = Path(path).expanduser().absolute()
-    manifest = manifests.load(root)
-    _check_complete(root, manifest)
-    try:
-        (manifests.check_digests if verify else manifests.check_sizes)(root, manifest.files)
-    except IndexReplacedError:
-        return open_index(root, verify=verify)
-    return Index(root, manifest)
-
-
-def _check_complete(root: Path, manifest: Manifest) -> None:
-    layout = manifest.layout(root)
-    needed = [path(name) for name in manifest.metrics for path in (layout.values, layout.order, layout.distribution)]
-    needed += [layout.total(name) for name in manifest.totals]
-    missing = [key for key in map(layout.relative, needed) if key not in manifest.files]
-    if missing:
-        raise IndexCorruptError(f"{layout.manifest} does not list {', '.join(missing)}; analyze the dataset again")
+    store = open_store(path, storage_options)
+    index = Index(store, manifests.load(store, version), None if cache_dir is None else Path(cache_dir))
+    if verify:
+        index.verify()
+    elif isinstance(store, LocalStore):
+        manifests.check_sizes(store, index.manifest.files)
+    return index
 
 
 class Index:
-    """An open index: per-sample metrics by name, and totals. Made by :func:`open_index`.
+    """An open snapshot of an index: per-sample metrics by name, and totals. Made by :func:`open_index`.
 
-    Pickling keeps the path; the index is opened again where it is unpickled.
+    Pickling keeps the path and the version; the snapshot is opened again where it is unpickled.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, store: Store, manifest: Manifest, cache_dir: Path | None = None) -> None:
+        self.store = store
         self.manifest = manifest
-        self.totals: Mapping[str, np.ndarray] = Totals(path, manifest)
+        self.totals: Mapping[str, np.ndarray] = Totals(store, manifest)
+        self._cache_dir = cache_dir
         self._metrics: dict[str, MetricIndex] = {}
+
+    @property
+    def path(self) -> Any:
+        """The folder of the index (a ``Path``), or its URL (a string)."""
+        return self.store.root if isinstance(self.store, LocalStore) else self.store.url
+
+    @property
+    def version(self) -> int:
+        """The number of this snapshot."""
+        return self.manifest.version
 
     @property
     def num_samples(self) -> int:
         """How many samples the dataset has."""
-        return self.manifest.dataset.num_samples
+        return self.manifest.num_samples
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
 
     @property
     def metrics(self) -> list[str]:
         """The names of the per-sample metrics."""
         return list(self.manifest.metrics)
 
-    @cached_property
+    @computed_once
     def fingerprint(self) -> str:
-        """A digest (32 hexadecimal digits) of the dataset and of every metric's values."""
-        return self.manifest.fingerprint
+        """A digest (32 hexadecimal digits) of the data and of every metric's values; a compaction does not change it."""
+        return self.manifest.fingerprint()
 
     def __getitem__(self, name: str) -> MetricIndex:
         if name not in self._metrics:
             if name not in self.manifest.metrics:
                 raise UnknownMetricError(self._unknown(name))
-            self._metrics[name] = MetricIndex(self.path, self.manifest, name)
+            self._metrics[name] = MetricIndex(self, name)
         return self._metrics[name]
 
     def _unknown(self, name: object) -> str:
@@ -122,16 +134,38 @@ class Index:
         totals = f", totals={list(self.manifest.totals)}" if self.manifest.totals else ""
         return f"Index({str(self.path)!r}, num_samples={self.num_samples}, metrics={self.metrics}{totals})"
 
-    def __reduce__(self) -> tuple[Callable[[Path], Index], tuple[Path]]:
-        return open_index, (self.path,)
+    def __reduce__(self) -> tuple[Callable[..., Index], tuple[Store, int, Path | None]]:
+        return _reopened, (self.store, self.version, self._cache_dir)
 
     def verify(self) -> None:
-        """Read every file and compare it with the manifest.
+        """Read every file of this snapshot and compare it with the manifest, the memory maps of this host as well.
 
         Raises:
             IndexCorruptError: naming every file that is missing, truncated or changed.
         """
-        manifests.check_digests(self.path, self.manifest.files)
+        manifests.check_digests(self.store, self.manifest.files, self._view_faults())
+
+    def _view_faults(self) -> list[str]:
+        specs = [self[name].spec for name in self]
+        views = [view for spec in specs for root in self._view_roots() if (view := find_view(root, spec))]
+        return [fault for view in views for fault in view.faults()]
+
+    def open_view(self, spec: ViewSpec) -> View:
+        """Return the memory maps of a metric: those that this host has, or new ones."""
+        roots = self._view_roots()
+        for root in roots:
+            if (found := find_view(root, spec)) is not None:
+                return found
+        return open_view(next(root for root in roots if _is_writable(root)), spec)
+
+    def reads_in_place(self, spec: ViewSpec) -> bool:
+        """Whether lookups should read the index's own files, as this host has no maps of them yet."""
+        return not isinstance(self.store, LocalStore) and not any(find_view(root, spec) for root in self._view_roots())
+
+    def _view_roots(self) -> list[Path]:
+        """Where maps may be, the place to make new ones first: beside a local index, else in the cache of this host."""
+        cache = (self._cache_dir or default_cache_dir()) / xxhash.xxh3_64_hexdigest(self.store.url.encode())
+        return [self.store.root, cache] if isinstance(self.store, LocalStore) and self._cache_dir is None else [cache]
 
     def scan(self) -> pl.LazyFrame:
         """Return ``sample_id`` and a column per metric, lazily; see :func:`arrowds.index.query.scan`."""
@@ -152,11 +186,25 @@ class Index:
         return query.sql(self, statement)
 
 
+def _reopened(store: Store, version: int, cache_dir: Path | None) -> Index:
+    return Index(store, manifests.load(store, version), cache_dir)
+
+
+def default_cache_dir() -> Path:
+    """Where memory maps are kept that can't lie beside their index."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arrowds"
+
+
+def _is_writable(root: Path) -> bool:
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    return os.access(existing, os.W_OK)
+
+
 class Totals(Mapping[str, np.ndarray]):
     """The accumulated metrics of an index by name: read-only arrays, read when they are first asked for."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._path = path
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store = store
         self._manifest = manifest
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -164,19 +212,13 @@ class Totals(Mapping[str, np.ndarray]):
         if name not in self._arrays:
             if name not in self._manifest.totals:
                 known = _listed(self._manifest.totals)
-                raise UnknownMetricError(f"the index {self._path} has no total {name!r}; it has {known}")
-            self._arrays[name] = self._read(name)
+                raise UnknownMetricError(f"the index {self._store.url} has no total {name!r}; it has {known}")
+            self._arrays[name] = self._sum(name)
         return self._arrays[name]
 
-    def _read(self, name: str) -> np.ndarray:
-        entry = self._manifest.totals[name]
-        path = self._manifest.layout(self._path).total(name)
-        column = storage.read_parquet(path, columns=[VALUE]).column(VALUE)
-        if len(column) != math.prod(entry.shape):
-            raise IndexCorruptError(f"{path} has {len(column)} values, not the shape {entry.shape} of the manifest")
-        array: np.ndarray = column.to_numpy().astype(numpy_dtype(pa.type_for_alias(entry.type))).reshape(entry.shape)
-        array.flags.writeable = False
-        return array
+    def _sum(self, name: str) -> np.ndarray:
+        parts = (read_total(self._store, name, segment.totals[name]) for segment in self._manifest.segments)
+        return sum_of_segments(name, parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._manifest.totals)

@@ -7,26 +7,38 @@ over a fork.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from decimal import Context, Decimal
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from arrowds.arrays import numpy_view
-from arrowds.errors import ConfigError, IndexCorruptError
-from arrowds.index import files as storage
-from arrowds.index import manifest as manifests
+from arrowds.errors import ConfigError
+from arrowds.index.lookup import BucketOrder, Lookup, MappedOrder, distribution_of
 from arrowds.index.manifest import Manifest
-from arrowds.schema import CUMULATIVE_COUNT, mapped_type, numpy_dtype
+from arrowds.index.view import View, ViewSpec
+from arrowds.parallel import computed_once
+from arrowds.schema import numpy_dtype, type_named
+from arrowds.store import Store
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+class OpenIndex(Protocol):
+    """What a metric needs of the :class:`arrowds.Index` that it belongs to."""
+
+    store: Store
+    manifest: Manifest
+
+    def open_view(self, spec: ViewSpec) -> View:
+        """The memory maps of a metric, made where they are missing."""
+
+    def reads_in_place(self, spec: ViewSpec) -> bool:
+        """Whether lookups should read the index's own files, as this host has no maps of them yet."""
 
 
 _EXACT = Context(prec=60)
@@ -47,15 +59,13 @@ class MetricIndex:
     ([9.0, 2.5], [2.5, 0.5], [0, 2, 3, 1], 2.5, 3)
     """
 
-    def __init__(self, path: Path, manifest: Manifest, name: str) -> None:
+    def __init__(self, index: OpenIndex, name: str) -> None:
         self.name = name
-        self._path = path
-        self._manifest = manifest
-        self._entry = manifest.metrics[name]
-        self._layout = manifest.layout(path)
+        self._index = index
+        self._entry = index.manifest.metrics[name]
 
     def __len__(self) -> int:
-        return self._manifest.dataset.num_samples
+        return self._index.manifest.num_samples
 
     def __getitem__(self, ids: Any) -> Any:
         return self.values[ids]
@@ -63,8 +73,8 @@ class MetricIndex:
     def __repr__(self) -> str:
         return f"MetricIndex({self.name!r}, num_samples={len(self)}, dtype={self.dtype})"
 
-    def __reduce__(self) -> tuple[Callable[[Path, str], MetricIndex], tuple[Path, str]]:
-        return _open_metric, (self._path, self.name)
+    def __reduce__(self) -> tuple[Callable[[OpenIndex, str], MetricIndex], tuple[OpenIndex, str]]:
+        return type(self), (self._index, self.name)
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -74,58 +84,68 @@ class MetricIndex:
     @property
     def arrow_type(self) -> pa.DataType:
         """The Arrow type that the metric declares."""
-        return pa.type_for_alias(self._entry.logical_type)
+        return type_named(self._entry.logical_type)
+
+    @computed_once
+    def spec(self) -> ViewSpec:
+        """What the memory maps of this metric are made of."""
+        return ViewSpec.of(self._index.store, self._index.manifest, self.name)
 
     @property
     def num_valid(self) -> int:
         """How many samples have a value that is neither null nor NaN: the length of ``order``."""
-        return self._entry.num_valid
+        return self.spec.num_valid
 
-    @cached_property
+    @property
+    def num_distinct(self) -> int:
+        """How many values occur; the distributions are read where an index has several segments."""
+        columns = self.spec.columns
+        if len(columns) == 1:
+            return sum(bucket.num_distinct for bucket in columns[0].column.buckets)
+        return self.distribution().height
+
+    @computed_once
+    def _view(self) -> View:
+        return self._index.open_view(self.spec)
+
+    @computed_once
     def column(self) -> pa.Array:
         """The mapped Arrow column of ``values.arrow``: the stored type, bool as uint8, nulls in the bitmap."""
-        kind = mapped_type(pa.type_for_alias(self._entry.stored_type))
-        return self._open(self._layout.values(self.name), kind, len(self))
+        return self._view.values()
 
-    @cached_property
+    @computed_once
     def values(self) -> np.ndarray:
         """Row i is the value of sample i: a read-only view of the map, in the stored type.
 
         Where nulls of an integer or bool metric were kept it is a ``numpy.ma.MaskedArray``; floats keep them as NaN.
         """
-        values = self._raw_values.view(np.bool_) if self.dtype == np.bool_ else self._raw_values
+        plain = numpy_view(self.column)
+        values = plain.view(np.bool_) if self.dtype == np.bool_ else plain
         bitmap = self.column.buffers()[0]
         if bitmap is None:
             return values
         mask = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=len(self), bitorder="little") == 0
         return np.ma.MaskedArray(values, mask=mask, copy=False)
 
-    @cached_property
-    def _raw_values(self) -> np.ndarray:
-        return numpy_view(self.column)
-
-    @cached_property
+    @computed_once
     def order(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The ids of all samples with a value, sorted by (value, id): a read-only view of the map."""
-        kind = pa.type_for_alias(self._manifest.sample_id_type)
-        return numpy_view(self._open(self._layout.order(self.name), kind, self.num_valid))
+        return numpy_view(self._view.order())
 
-    def _open(self, path: Path, kind: pa.DataType, length: int) -> pa.Array:
-        """Map a column after checking that the file is as long as its header claims: a short map would crash."""
-        key = self._layout.relative(path)
-        manifests.check_sizes(self._path, {key: self._manifest.files[key]})
-        column = storage.read_map(path)
-        if column.type != kind or len(column) != length or not _fits(column):
-            raise IndexCorruptError(
-                f"{path} holds {len(column)} x {column.type}, the manifest says {length} x {kind}; "
-                "restore it from a copy, or analyze the dataset again"
-            )
-        return column
+    @property
+    def _lookup(self) -> Lookup:
+        """Where lookups are answered: from the maps, or in place while a remote index has none on this host."""
+        if "_mapped" not in self.__dict__ and self._index.reads_in_place(self.spec):
+            return self._in_place
+        return self._mapped
 
-    @cached_property
-    def _search(self) -> tuple[memoryview, Callable[[int], float]]:
-        """What a binary search needs; items of memory views become Python numbers, which compare exactly."""
-        return memoryview(self.order.data), memoryview(self._raw_values.data).__getitem__
+    @computed_once
+    def _mapped(self) -> Lookup:
+        return MappedOrder(self.order, numpy_view(self.column), self.name)
+
+    @computed_once
+    def _in_place(self) -> Lookup:
+        return BucketOrder(self.spec)
 
     def rank(self, value: float, *, side: Literal["left", "right"] = "right") -> int:
         """Return how many samples have a value <= ``value`` (< ``value`` with ``side="left"``).
@@ -133,14 +153,9 @@ class MetricIndex:
         Bounds compare exactly with the stored values, also 2.5 with integers and 0.1 with float32.
 
         Raises:
-            ConfigError: when ``value`` is NaN or no number.
+            ConfigError: when ``value`` is NaN or not a number.
         """
-        order, value_of = self._search
-        bisect = bisect_right if side == "right" else bisect_left
-        try:
-            return bisect(order, _number(value), key=value_of)
-        except IndexError as error:
-            raise IndexCorruptError(f"{self._layout.order(self.name)} holds ids that are no samples") from error
+        return self._lookup.rank(_number(value), side)
 
     def sample_ids(
         self, above: float | None = None, up_to: float | None = None
@@ -149,8 +164,7 @@ class MetricIndex:
 
         None leaves a side open. Samples without a value are never among them.
         """
-        start, stop = self._range(above, up_to)
-        return self.order[start:stop]
+        return self._lookup.ids(*self._range(above, up_to))
 
     def count(self, above: float | None = None, up_to: float | None = None) -> int:
         """Return how many samples have ``above`` < value <= ``up_to``."""
@@ -175,7 +189,7 @@ class MetricIndex:
         if not 0 <= low <= high <= 100:
             raise ConfigError(f"percentiles must be 0 <= lo <= hi <= 100, got lo={lo}, hi={hi}")
         start, stop = (int(_EXACT.multiply(bound, self.num_valid).scaleb(-2, _EXACT)) for bound in (low, high))
-        return self.order[start:stop]
+        return self._lookup.ids(start, stop)
 
     def quantile(self, q: npt.ArrayLike) -> Any:
         """Return the smallest value that at least the share ``q`` of the samples does not exceed.
@@ -204,10 +218,7 @@ class MetricIndex:
         """Return the values at positions of the order."""
         if self.num_valid == 0:
             raise ConfigError(f"no sample of {self.name!r} has a value: all are null or NaN")
-        try:
-            values = self._raw_values[self.order[positions]]
-        except IndexError as error:
-            raise IndexCorruptError(f"{self._layout.order(self.name)} holds ids that are no samples") from error
+        values = self._lookup.values_at(np.asarray(positions) % self.num_valid)
         return values.view(np.bool_) if self.dtype == np.bool_ else values
 
     def min(self) -> Any:
@@ -242,24 +253,7 @@ class MetricIndex:
 
     def distribution(self) -> pl.DataFrame:
         """Return each distinct ``value`` in order with its ``count`` and the ``cumulative_count`` up to it."""
-        import polars as pl
-
-        path = self._layout.distribution(self.name)
-        table = storage.read_parquet(path)
-        if table.num_rows != self._entry.num_distinct or CUMULATIVE_COUNT not in table.column_names:
-            raise IndexCorruptError(f"{path} has {table.num_rows} rows instead of {self._entry.num_distinct}")
-        return pl.DataFrame(table)
-
-
-def _open_metric(path: Path, name: str) -> MetricIndex:
-    return MetricIndex(path, manifests.load(path), name)
-
-
-def _fits(column: pa.Array) -> bool:
-    """Tell whether the buffers of a mapped column hold all its rows."""
-    bitmap, data = column.buffers()
-    bytes_needed = len(column) * numpy_dtype(column.type).itemsize
-    return (bitmap is None or bitmap.size * 8 >= len(column)) and (data.size if data else 0) >= bytes_needed
+        return distribution_of(self.spec)
 
 
 def _number(value: Any) -> Any:

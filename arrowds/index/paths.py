@@ -1,85 +1,94 @@
-"""Every path inside an index, as pure functions of its root; nothing here reads a file."""
+"""The name of every object of an index, relative to its root, as pure functions; nothing here reads or writes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import re
 
 from arrowds.schema import BUCKET, check_metric_name
 
+MANIFESTS = "manifests"
+METRICS = "metrics"
+TOTALS = "totals"
+BUILDS = "builds"
+VIEWS = "views"
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The paths of one generation of an index.
+_MANIFEST = re.compile(rf"{MANIFESTS}/(\d{{8,}})\.json")
 
-    The first generation lies in the root itself. An overwriting run builds the next one beside it, so that the old
-    files stay whole until ``manifest.json`` names the new ones.
 
-    >>> Layout(Path("index")).values("seqlen").as_posix()
-    'index/metrics/seqlen/values.arrow'
-    >>> Layout(Path("index"), generation=2).part("seqlen", 7).as_posix()
-    'index/generation-00002/metrics/seqlen/parts/part-00007.parquet'
+def manifest(version: int) -> str:
+    """The commit of a snapshot.
+
+    >>> manifest(3)
+    'manifests/00000003.json'
     """
+    return f"{MANIFESTS}/{version:08d}.json"
 
-    root: Path
-    generation: int = 1
 
-    @property
-    def manifest(self) -> Path:
-        """The commit: whatever it does not name is no part of the index."""
-        return self.root / "manifest.json"
+def version_of(name: str) -> int | None:
+    """The version whose manifest has this name, or None.
 
-    @property
-    def lock(self) -> Path:
-        """Who is writing."""
-        return self.root / "writer.lock"
+    >>> version_of("manifests/00000003.json"), version_of("manifests/notes.txt")
+    (3, None)
+    """
+    found = _MANIFEST.fullmatch(name)
+    return int(found[1]) if found else None
 
-    @property
-    def data(self) -> Path:
-        """The folder that holds this generation's files."""
-        return self.root if self.generation == 1 else self.root / f"generation-{self.generation:05d}"
 
-    @property
-    def plan(self) -> Path:
-        """What an unfinished run set out to do; removed by the commit."""
-        return self.data / "plan.json"
+def column(metric: str, key: str) -> list[str]:
+    """The prefixes below which all files of one metric of one segment lie."""
+    folder = f"{METRICS}/{check_metric_name(metric)}"
+    return [f"{folder}/{kind}/segment={key}" for kind in ("values", "buckets", "distribution")]
 
-    def metric(self, name: str) -> Path:
-        """The folder of one per-sample metric."""
-        return self.data / "metrics" / check_metric_name(name)
 
-    def part(self, name: str, number: int) -> Path:
-        """The values of one row range of the dataset, in sample order."""
-        return self.metric(name) / "parts" / f"part-{number:05d}.parquet"
+def values(metric: str, key: str, number: int) -> str:
+    """A fixed row range of a segment's values, in sample order."""
+    return f"{column(metric, key)[0]}/{number:05d}.parquet"
 
-    def bucket(self, name: str, bucket: int, file: int) -> Path:
-        """One file of a hive partition of the difficulty order."""
-        return self.metric(name) / "buckets" / f"{BUCKET}={bucket:05d}" / f"{file:05d}.parquet"
 
-    def buckets(self, name: str) -> Path:
-        """The folder of all hive partitions of the difficulty order."""
-        return self.metric(name) / "buckets"
+def bucket(metric: str, key: str, number: int, file: int) -> str:
+    """One file of a hive partition: a range of values, sorted by (value, sample_id).
 
-    def values(self, name: str) -> Path:
-        """Row i is the value of sample i."""
-        return self.metric(name) / "values.arrow"
+    >>> bucket("seqlen", "9c1f", 7, 0)
+    'metrics/seqlen/buckets/segment=9c1f/bucket=00007/00000.parquet'
+    """
+    return f"{column(metric, key)[1]}/{BUCKET}={number:05d}/{file:05d}.parquet"
 
-    def order(self, name: str) -> Path:
-        """Sample ids sorted by (value, id)."""
-        return self.metric(name) / "order.arrow"
 
-    def distribution(self, name: str) -> Path:
-        """Each distinct value with its count and the count up to it."""
-        return self.metric(name) / "distribution.parquet"
+def distribution(metric: str, key: str, number: int) -> str:
+    """The distinct values of one bucket and how often each occurs."""
+    return f"{column(metric, key)[2]}/{BUCKET}={number:05d}.parquet"
 
-    def total(self, name: str) -> Path:
-        """The sum of an accumulated metric over all samples."""
-        return self.data / "totals" / f"{check_metric_name(name)}.parquet"
 
-    def total_part(self, name: str, number: int) -> Path:
-        """The sum of an accumulated metric over one row range."""
-        return self.data / "totals" / "parts" / check_metric_name(name) / f"part-{number:05d}.parquet"
+def total(name: str, key: str) -> str:
+    """The sum of an accumulated metric over a segment."""
+    return f"{TOTALS}/{check_metric_name(name)}/segment={key}.parquet"
 
-    def relative(self, path: Path) -> str:
-        """The key of a file in the manifest: its path below the root, with forward slashes."""
-        return path.relative_to(self.root).as_posix()
+
+def build(key: str) -> str:
+    """The folder of an unfinished build: its plan, and what its tasks leave for one another."""
+    return f"{BUILDS}/{key}"
+
+
+def plan(key: str) -> str:
+    """What an unfinished build sets out to do."""
+    return f"{build(key)}/plan.json"
+
+
+def run(key: str, metric: str, part: int) -> str:
+    """The values of one part, sorted by (value, sample_id)."""
+    return f"{build(key)}/runs/{check_metric_name(metric)}/{part:05d}.arrow"
+
+
+def part_sum(key: str, total: str, part: int) -> str:
+    """The sum of an accumulated metric over one part."""
+    return f"{build(key)}/sums/{check_metric_name(total)}/{part:05d}.parquet"
+
+
+def outcome(key: str, metric: str, task: str) -> str:
+    """What a reduce task reports when its files are written."""
+    return f"{build(key)}/reduced/{check_metric_name(metric)}/{task}.json"
+
+
+def view(metric: str, key: str) -> str:
+    """The folder of the memory maps of one metric."""
+    return f"{VIEWS}/{check_metric_name(metric)}-{key}"

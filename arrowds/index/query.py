@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from arrowds.arrays import arrow_view
 from arrowds.errors import ConfigError, MissingExtraError
+from arrowds.index import paths
 from arrowds.index.manifest import Manifest
 from arrowds.index.metric import MetricIndex
-from arrowds.schema import SAMPLE_ID, numpy_dtype
+from arrowds.schema import SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
+from arrowds.store import Store
 
 if TYPE_CHECKING:
     import duckdb
@@ -34,8 +35,9 @@ _SQL_TYPES = {
 class Queryable(Protocol):
     """What a query needs of an :class:`arrowds.index.Index`."""
 
-    path: Path
     manifest: Manifest
+    store: Store
+    totals: Mapping[str, np.ndarray]
 
     def __iter__(self) -> Iterator[str]:
         """The names of the metrics."""
@@ -59,7 +61,7 @@ def scan(index: Queryable) -> pl.LazyFrame:
     """
     mapped = pl.DataFrame(_mapped_table(index))
     columns = [_polars_column(index[name]) for name in index]
-    ids = pl.col(SAMPLE_ID).cast(pl.UInt32 if index.manifest.sample_id_type == "uint32" else pl.UInt64)
+    ids = pl.col(SAMPLE_ID).cast(pl.UInt64 if sample_id_type(index.manifest.num_samples) == pa.uint64() else pl.UInt32)
     return mapped.lazy().with_row_index(SAMPLE_ID).select(ids, *columns)
 
 
@@ -93,17 +95,14 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
         raise MissingExtraError("duckdb", "sql") from error
     _check_names(index)
     connection = duckdb.connect()
-    ids = np.arange(
-        index.manifest.dataset.num_samples, dtype=numpy_dtype(pa.type_for_alias(index.manifest.sample_id_type))
-    )
-    connection.register(_MAPPED, _mapped_table(index).add_column(0, SAMPLE_ID, pa.array(ids)))
+    ids = np.arange(index.manifest.num_samples, dtype=numpy_dtype(sample_id_type(index.manifest.num_samples)))
+    connection.register(_MAPPED, _mapped_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
     columns = ", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])
     connection.execute(f"create view samples as select {columns} from {_MAPPED}")
-    layout = index.manifest.layout(index.path)
     for name in index:
-        _create_file_view(connection, f"distribution_{name}", layout.distribution(name))
-    for name in index.manifest.totals:
-        _create_file_view(connection, f"total_{name}", layout.total(name))
+        connection.execute(_distribution_view(index, name))
+    for name, total in index.totals.items():
+        connection.register(f"total_{name}", pa.table({VALUE: arrow_view(np.ascontiguousarray(total).reshape(-1))}))
     return connection
 
 
@@ -116,9 +115,23 @@ def _check_names(index: Queryable) -> None:
             raise ConfigError(f"SQL can't tell {name!r} from {other!r}; query this index with index.scan()")
 
 
-def _create_file_view(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> None:
-    literal = glob.escape(str(path)).replace("'", "''")
-    connection.execute(f"create view \"{name}\" as from read_parquet('{literal}', hive_partitioning=false)")
+def _distribution_view(index: Queryable, name: str) -> str:
+    """The statement that makes ``distribution_NAME`` a view of the files of all segments."""
+    spec = index[name].spec
+    names = [
+        paths.distribution(name, column.column.key, bucket.number)
+        for column in spec.columns
+        for bucket in column.column.buckets
+    ]
+    if not names:
+        source = f"(select null::{_SQL_TYPES.get(str(spec.stored), 'DOUBLE')} as value, 0 as count where false)"
+    else:
+        listed = ", ".join("'" + str(index.store.path(name)).replace("'", "''") + "'" for name in names)
+        source = f"read_parquet([{listed}], hive_partitioning=false, union_by_name=true)"
+    return (
+        f'create view "distribution_{name}" as select value, sum(count)::BIGINT as count, '
+        f"(sum(sum(count)) over (order by value))::BIGINT as cumulative_count from {source} group by value order by value"
+    )
 
 
 def _sql_column(metric: MetricIndex) -> str:

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from arrowds.errors import MissingExtraError
-from arrowds.index import files as storage
+from arrowds.store import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,5 +51,5 @@ def plot_run(losses: pa.Table, difficulties: pa.Table, path: Path) -> None:
     figure = draw_run(losses, difficulties)
     from matplotlib import rc_context
 
-    with storage.replacing(path) as temporary, rc_context({"svg.hashsalt": "arrowds"}):
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    with replacing(path) as draft, rc_context({"svg.hashsalt": "arrowds"}):
+        figure.savefig(draft.path, format="svg", metadata={"Date": None})

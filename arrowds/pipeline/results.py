@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arrowds.index import files as storage
+from arrowds.index.files import read_parquet, write_parquet
+from arrowds.store import LocalStore
 
 LOSSES = "losses.parquet"
 DIFFICULTIES = "difficulties.parquet"
@@ -60,12 +61,12 @@ class RunTables:
     def write(self) -> None:
         """Write both tables, atomically each."""
         losses, difficulties = self.tables()
-        storage.write_parquet(self._folder / LOSSES, losses)
-        storage.write_parquet(self._folder / DIFFICULTIES, difficulties)
+        write_parquet(LocalStore(self._folder), LOSSES, losses)
+        write_parquet(LocalStore(self._folder), DIFFICULTIES, difficulties)
 
 
 def _kept(path: Path, schema: pa.Schema, last_step: int) -> pa.Table:
     if not last_step or not path.exists():
         return schema.empty_table()
-    table = storage.read_parquet(path)
+    table = read_parquet(LocalStore(path.parent), path.name)
     return table.filter(pc.field("step") <= last_step)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arrowds.errors import StateMismatchError
-from arrowds.index import files as storage
 from arrowds.pipeline.config import TrainingConfig
 from arrowds.pipeline.group import Ranks
 from arrowds.pipeline.trainer import StepResult, count_tokens, forward
+from arrowds.store import LocalStore, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -86,9 +86,11 @@ class TorchTrainer:
             "scheduler": self._scheduler.state_dict(),
             "state": dict(state),
         }
-        with storage.replacing(folder / name) as temporary:
-            torch.save(content, temporary)
-        storage.write_text(folder / _LATEST, name)
+        with replacing(folder / name) as draft:
+            torch.save(content, draft.path)
+        store = LocalStore(folder)
+        store.write(_LATEST, name.encode())
+        store.sync([name, _LATEST])
 
     def load(self, folder: Path) -> Mapping[str, Any] | None:
         """Load the latest checkpoint.

@@ -1,1 +1,7 @@
-"""Where parts are computed; what is computed does not depend on it."""
+"""Where the tasks of a build run; what they compute and write does not depend on it."""
+
+from arrowds.build.engines.base import Engine, Work
+from arrowds.build.engines.choice import engine_named
+from arrowds.build.engines.local import LocalEngine
+
+__all__ = ["Engine", "LocalEngine", "Work", "engine_named"]

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arrowds.errors import LogFormatError
-from arrowds.index import files as storage
-from arrowds.index import lock
+from arrowds.index.files import read_parquet, write_parquet
 from arrowds.stats.aio.logs import SCHEMA, read_logs
+from arrowds.store import LocalStore, one_at_a_time
 
 VERSION = 1
 _VERSION_KEY = "arrowds.aio.version"
@@ -52,13 +52,13 @@ def append(table: pa.Table, path: str | os.PathLike[str], *, run_id: str | None 
 
     Raises:
         LogFormatError: when the file is no table of logs, or was written by a newer version.
-        IndexLockedError: when another process is appending to it.
+        StorageError: when it can't be written.
     """
     path = Path(path)
     time = datetime.now(UTC)
     run_id = run_id or new_run_id(time)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with lock.writing(path.with_name(f".{path.name}.lock")):
+    with one_at_a_time(path.with_name(f".{path.name}.lock")):
         stored = load(path) if path.exists() else STORED_SCHEMA.empty_table()
         new = _without_duplicates(table, stored.column("content_hash"))
         columns = [
@@ -67,7 +67,8 @@ def append(table: pa.Table, path: str | os.PathLike[str], *, run_id: str | None 
         ]
         run = pa.Table.from_arrays([*columns, *new.select(SCHEMA.names).columns], schema=STORED_SCHEMA)
         if run.num_rows:
-            storage.write_parquet(path, pa.concat_tables([stored, run]), metadata={_VERSION_KEY: str(VERSION)})
+            whole = pa.concat_tables([stored, run]).replace_schema_metadata({_VERSION_KEY: str(VERSION)})
+            write_parquet(LocalStore(path.parent), path.name, whole)
     return Appended(run_id=run_id, added=new.num_rows, duplicates=table.num_rows - new.num_rows)
 
 
@@ -90,9 +91,10 @@ def load(path: str | os.PathLike[str]) -> pa.Table:
         return read_logs(path)
     if not path.exists():
         raise LogFormatError(f"{path} does not exist; make it with: arrowds aio import LOGS -o {path}")
-    version = storage.read_parquet_metadata(path).get(_VERSION_KEY)
+    table = read_parquet(LocalStore(path.parent), path.name)
+    version = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"").decode() or None
     if version is None:
         raise LogFormatError(f"{path} is no table of benchmark logs; give a file that 'arrowds aio import' wrote")
     if not version.isdecimal() or int(version) > VERSION:
         raise LogFormatError(f"{path} is of version {version}, expected at most {VERSION}; a newer arrowds can read it")
-    return storage.read_parquet(path).select(STORED_SCHEMA.names).cast(STORED_SCHEMA)
+    return table.select(STORED_SCHEMA.names).cast(STORED_SCHEMA)

@@ -1,4 +1,4 @@
-"""Run a function over many items in threads, a few at a time, and take the results in order."""
+"""Threads that work ahead, and attributes that are computed once; both safe where a process is forked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,3 +36,24 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, ah
         finally:
             for future in running:
                 future.cancel()
+
+
+class computed_once(Generic[Result]):  # noqa: N801  # used as a decorator, like property
+    """An attribute that is computed when it is first read. Two threads may both compute it; one value is kept.
+
+    ``functools.cached_property`` of Python 3.11 holds a lock for all instances of a class, and a process that is forked
+    while another thread holds it waits for ever.
+    """
+
+    def __init__(self, function: Callable[[Any], Result]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Result:
+        if instance is None:
+            return self  # type: ignore[return-value]  # the attribute of the class, as property has it
+        value: Result = instance.__dict__.setdefault(self._name, self._function(instance))
+        return value

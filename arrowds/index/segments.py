@@ -1,0 +1,102 @@
+"""The rows of a segment's column, by ranges of values and by ranges of ids, from its Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arrowds.arrays import arrow_view, numpy_view
+from arrowds.index import files, paths
+from arrowds.index.manifest import Bucket, Column
+from arrowds.index.ranges import ROWS_PER_FILE, Cut, rows_up_to
+from arrowds.schema import SAMPLE_ID, VALUE, mapped_type, type_named
+from arrowds.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentColumn:
+    """One metric of one segment, whose first sample has the id ``first_id``."""
+
+    store: Store
+    metric: str
+    column: Column
+    first_id: int
+
+    def between(self, after: Cut | None, up_to: Cut | None, id_type: pa.DataType | None = None) -> Iterator[pa.Table]:
+        """Yield the rows whose values lie after one cut and up to another, in order, as tables of bounded size.
+
+        They have the stored type (bool as uint8) and ids of type ``id_type`` (uint32), counted from ``first_id``.
+        """
+        id_type = id_type or pa.uint32()
+        for bucket in self.column.buckets:
+            if _overlaps(bucket, after, up_to):
+                for number in range(len(bucket.files)):
+                    name = paths.bucket(self.metric, self.column.key, bucket.number, number)
+                    yield from self._rows(name, after, up_to, id_type)
+
+    def _rows(self, name: str, after: Cut | None, up_to: Cut | None, id_type: pa.DataType) -> Iterator[pa.Table]:
+        with files.naming(self.store, name), pq.ParquetFile(pa.BufferReader(self.store.read(name))) as file:
+            chosen = [group for group in range(file.num_row_groups) if _group_overlaps(file, group, after, up_to)]
+            table = file.read_row_groups(chosen, [VALUE, SAMPLE_ID], use_threads=False)
+        values = table.column(VALUE).combine_chunks()
+        values = values.cast(mapped_type(values.type))
+        start = 0 if after is None else rows_up_to(numpy_view(values), after)
+        stop = len(values) if up_to is None else rows_up_to(numpy_view(values), up_to)
+        ids = numpy_view(table.column(SAMPLE_ID).combine_chunks())[start:stop]
+        moved = np.add(ids, self.first_id, dtype=id_type.to_pandas_dtype())
+        yield pa.table({VALUE: values[start:stop], SAMPLE_ID: arrow_view(moved)})
+
+    def ids(self, bucket: Bucket, number: int) -> np.ndarray:
+        """The ids of one file of a bucket, in order, counted from the segment's first sample (uint32)."""
+        name = paths.bucket(self.metric, self.column.key, bucket.number, number)
+        return numpy_view(files.read_parquet(self.store, name, [SAMPLE_ID]).column(0).combine_chunks())
+
+    def chunk(self, number: int) -> pa.Array:
+        """The values of the ids from ``number * ROWS_PER_FILE`` on, in the stored type, null where there is none."""
+        name = paths.values(self.metric, self.column.key, number)
+        return files.read_parquet(self.store, name, [VALUE]).column(0).combine_chunks()
+
+    def scatter(self, values: np.ndarray, present: np.ndarray | None, start: int) -> None:
+        """Write the values of the ids [start, start + len(values)) into their rows, and mark them as present.
+
+        Values have the dtype of ``values``; rows of other segments are left alone.
+        """
+        for number in range(len(self.column.values)):
+            first = self.first_id + number * ROWS_PER_FILE
+            if first >= start + len(values) or first + ROWS_PER_FILE <= start:
+                continue
+            column = self.chunk(number)
+            low, high = max(start - first, 0), min(start + len(values) - first, len(column))
+            if low < high:
+                found = column[low:high]
+                rows = slice(first + low - start, first + high - start)
+                values[rows] = numpy_view(found.cast(mapped_type(found.type)))
+                if present is not None:
+                    present[rows] = numpy_view(found.is_valid())
+
+    @property
+    def stored_type(self) -> pa.DataType:
+        """The type of the values in the files."""
+        return type_named(self.column.stored_type)
+
+
+def _overlaps(bucket: Bucket, after: Cut | None, up_to: Cut | None) -> bool:
+    return _reaches(bucket.low, bucket.high, after, up_to)
+
+
+def _group_overlaps(file: pq.ParquetFile, group: int, after: Cut | None, up_to: Cut | None) -> bool:
+    """Tell by its statistics whether a row group may have rows of a range; without them it may."""
+    statistics = file.metadata.row_group(group).column(file.schema_arrow.get_field_index(VALUE)).statistics
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return _reaches(statistics.min, statistics.max, after, up_to)
+
+
+def _reaches(low: float, high: float, after: Cut | None, up_to: Cut | None) -> bool:
+    above = after is None or (high > after.value if after.inclusive else high >= after.value)
+    below = up_to is None or (low <= up_to.value if up_to.inclusive else low < up_to.value)
+    return bool(above and below)

@@ -1,0 +1,286 @@
+"""The memory maps of one metric: values by sample and samples by value, made from the Parquet files of all segments.
+
+A view is a folder with ``values.arrow``, ``order.arrow`` and ``view.json``, which is written last and says what they were
+made from. It is derived: it can be deleted at any time, and is made again where it is needed, once per host.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import xxhash
+
+from arrowds.arrays import arrow_view, numpy_view
+from arrowds.errors import IndexCorruptError, StorageError
+from arrowds.index import files, paths
+from arrowds.index.manifest import Bucket, Manifest
+from arrowds.index.ranges import ROWS_PER_FILE, Cut, is_single_value, merged
+from arrowds.index.segments import SegmentColumn
+from arrowds.parallel import ordered_map
+from arrowds.schema import (
+    FORMAT_VERSION,
+    SAMPLE_ID,
+    VALUE,
+    mapped_type,
+    narrowed,
+    numpy_dtype,
+    sample_id_type,
+    type_named,
+)
+from arrowds.store import TEMPORARY, Store, explained, one_at_a_time, record, sync_path
+
+logger = logging.getLogger(__name__)
+
+_VALUES, _ORDER, _SUMMARY = "values.arrow", "order.arrow", "view.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSpec:
+    """What a view of one metric is made of; a pure function of the manifest.
+
+    Attributes:
+        metric: name of the metric.
+        columns: that metric of every segment.
+        num_samples: samples of all segments.
+        num_valid: samples that have a value.
+        logical: the type that the metric declares.
+        stored: the smallest type that holds the values of all segments.
+        key: names the view; a digest of the segments' columns.
+    """
+
+    metric: str
+    columns: tuple[SegmentColumn, ...]
+    num_samples: int
+    num_valid: int
+    logical: pa.DataType
+    stored: pa.DataType
+    key: str
+
+    @classmethod
+    def of(cls, store: Store, manifest: Manifest, metric: str) -> ViewSpec:
+        """What the view of a metric of a snapshot is made of."""
+        columns = tuple(
+            SegmentColumn(store, metric, segment.columns[metric], first)
+            for segment, first in zip(manifest.segments, manifest.first_ids, strict=True)
+        )
+        logical = type_named(manifest.metrics[metric].logical_type)
+        ends = [end for item in columns for bucket in item.column.buckets for end in (bucket.low, bucket.high)]
+        keys = "|".join(item.column.key for item in columns)
+        return cls(
+            metric=metric,
+            columns=columns,
+            num_samples=manifest.num_samples,
+            num_valid=sum(item.column.num_valid for item in columns),
+            logical=logical,
+            stored=narrowed(logical, int(min(ends)), int(max(ends)))
+            if ends and pa.types.is_integer(logical)
+            else logical,
+            key=xxhash.xxh3_64_hexdigest(f"{FORMAT_VERSION}|{keys}".encode()),
+        )
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """The type of the ids in ``order.arrow``."""
+        return sample_id_type(self.num_samples)
+
+
+class View:
+    """The two mapped columns of a metric, which :func:`open_view` has found or made."""
+
+    def __init__(self, folder: Path, spec: ViewSpec) -> None:
+        self.folder = folder
+        self._spec = spec
+
+    def values(self) -> pa.Array:
+        """Map the values: the stored type, bool as uint8, nulls in the bitmap, NaN in floats."""
+        return self._mapped(_VALUES, mapped_type(self._spec.stored), self._spec.num_samples)
+
+    def order(self) -> pa.Array:
+        """Map the ids of all samples with a value, sorted by (value, id)."""
+        return self._mapped(_ORDER, self._spec.id_type, self._spec.num_valid)
+
+    def _mapped(self, name: str, kind: pa.DataType, length: int) -> pa.Array:
+        path = self.folder / name
+        size = _summary(self.folder).get(name, {}).get("bytes")
+        if size != path.stat().st_size:
+            raise IndexCorruptError(f"{path} has {path.stat().st_size} bytes instead of {size}; delete {self.folder}")
+        return files.read_map(path, files.MappedColumn(kind, length))
+
+    def faults(self) -> list[str]:
+        """Compare the files with the digests taken when they were made; say what is wrong."""
+        found = []
+        for name, entry in _summary(self.folder).items():
+            path = self.folder / name
+            written = record(path) if path.exists() else None
+            if written is None or (written.bytes, written.xxh3) != (entry["bytes"], entry["xxh3"]):
+                found.append(f"{path}: its content has changed")
+        return found
+
+
+def _summary(folder: Path) -> dict[str, dict[str, object]]:
+    try:
+        content = json.loads((folder / _SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and set(content) == {_VALUES, _ORDER} else {}
+
+
+def find_view(root: Path, spec: ViewSpec) -> View | None:
+    """Return the view below ``root`` if it is complete: every file has the size that was recorded."""
+    folder = root / paths.view(spec.metric, spec.key)
+    summary = _summary(folder)
+    try:
+        whole = bool(summary) and all(
+            (folder / name).stat().st_size == entry["bytes"] for name, entry in summary.items()
+        )
+    except OSError:
+        whole = False
+    return View(folder, spec) if whole else None
+
+
+def open_view(root: Path, spec: ViewSpec) -> View:
+    """Return the view below ``root``, after making it where it is missing.
+
+    Of several processes on a host, one makes it and the others wait.
+
+    Raises:
+        StorageError: when it can't be written.
+        IndexCorruptError: when a file that it is made from can't be read.
+    """
+    found = find_view(root, spec)
+    if found is not None:
+        return found
+    folder = root / paths.view(spec.metric, spec.key)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(error.errno, f"{folder.parent} can't be written: {explained(error)}") from error
+    # This only spares other processes of the host the same work: folders are renamed whole.
+    with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
+        found = find_view(root, spec)
+        if found is None:
+            _make(folder, spec)
+            found = View(folder, spec)
+    return found
+
+
+def _make(folder: Path, spec: ViewSpec) -> None:
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    damaged = draft.with_suffix(".old")
+    try:
+        draft.mkdir()
+        _write_values(draft / _VALUES, spec)
+        _write_order(draft / _ORDER, spec)
+        summary = {name: asdict(record(draft / name)) for name in (_VALUES, _ORDER)}
+        (draft / _SUMMARY).write_text(json.dumps(summary))
+        for name in (_VALUES, _ORDER, _SUMMARY):
+            sync_path(draft / name)
+        with suppress(FileNotFoundError):
+            folder.rename(damaged)
+        with suppress(OSError):  # another process was faster, on a file system without locks
+            draft.rename(folder)
+        sync_path(folder.parent)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(error.errno, f"{folder} could not be written: {explained(error)}") from error
+    finally:
+        for left in (draft, damaged):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_values(path: Path, spec: ViewSpec) -> None:
+    """Copy the values of all segments into one map, in the type that holds them all."""
+    physical = mapped_type(spec.stored)
+    floating = pa.types.is_floating(spec.stored)
+    nullable = spec.num_valid < spec.num_samples and not floating
+    present = np.ones(spec.num_samples, np.bool_) if nullable else None
+    chunks = [(column, number) for column in spec.columns for number in range(len(column.column.values))]
+
+    def copy(chunk: tuple[SegmentColumn, int]) -> None:
+        column, number = chunk
+        array = column.chunk(number)
+        first = column.first_id + number * ROWS_PER_FILE
+        rows = slice(first, first + len(array))
+        if array.null_count:
+            if present is not None:
+                present[rows] = numpy_view(array.is_valid())
+            array = array.fill_null(float("nan") if floating else pa.scalar(0).cast(array.type))
+        values[rows] = numpy_view(array.cast(physical))
+
+    if present is None:
+        with files.allocated_map(path, spec.stored, spec.num_samples, name=VALUE) as values:
+            for _ in ordered_map(copy, chunks):
+                pass
+    else:  # a bitmap can't be filled in place; these columns pass through memory
+        values = np.zeros(spec.num_samples, numpy_dtype(physical))
+        for _ in ordered_map(copy, chunks):
+            pass
+        files.write_map(path, arrow_view(values, missing=~present), name=VALUE)
+
+
+def _write_order(path: Path, spec: ViewSpec) -> None:
+    with files.allocated_map(path, spec.id_type, spec.num_valid, name=SAMPLE_ID) as order:
+        if len(spec.columns) == 1:
+            _copy_order(order, spec.columns[0])
+        else:
+            _merge_orders(order, spec)
+
+
+def _copy_order(order: np.ndarray, column: SegmentColumn) -> None:
+    """Copy the ids of one segment's buckets, whose order is that of the index."""
+    starts = np.cumsum([0, *(bucket.rows for bucket in column.column.buckets)])
+    parts = [
+        (bucket, number, int(start) + number * ROWS_PER_FILE)
+        for bucket, start in zip(column.column.buckets, starts, strict=False)
+        for number in range(len(bucket.files))
+    ]
+
+    def copy(part: tuple[Bucket, int, int]) -> None:
+        bucket, number, start = part
+        ids = column.ids(bucket, number)
+        order[start : start + len(ids)] = ids
+
+    for _ in ordered_map(copy, parts):
+        pass
+
+
+def _merge_orders(order: np.ndarray, spec: ViewSpec) -> None:
+    """Merge the buckets of all segments, range of values by range of values."""
+
+    def merge(bounds: tuple[Cut | None, Cut | None]) -> Iterable[pl.DataFrame]:
+        slices = chain.from_iterable(column.between(*bounds, spec.id_type) for column in spec.columns)
+        single = is_single_value(*bounds)
+        frames = merged(slices, mapped_type(spec.stored), single_value=single)
+        return frames if single else list(frames)  # one value streams, as it may fill half the dataset
+
+    start = 0
+    for frames in ordered_map(merge, list(pairwise([None, *_cuts(spec), None]))):
+        for frame in frames:
+            order[start : start + frame.height] = frame[SAMPLE_ID].to_numpy()
+            start += frame.height
+    if start != spec.num_valid:
+        raise IndexCorruptError(f"metric {spec.metric!r}: the buckets have {start} rows instead of {spec.num_valid}")
+
+
+def _cuts(spec: ViewSpec) -> list[Cut]:
+    """Where the largest segment is cut into buckets."""
+    largest = max(spec.columns, key=lambda item: item.column.num_valid)
+    cuts: list[Cut] = []
+    for bucket in largest.column.buckets:
+        if bucket.low == bucket.high:
+            cuts.append(Cut(bucket.low, inclusive=False))
+        cuts.append(Cut(bucket.high))
+    return cuts
