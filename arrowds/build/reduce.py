@@ -26,7 +26,7 @@ from arrowds.errors import IndexCorruptError, IndexNotFoundError, MetricValueErr
 from arrowds.index import files, paths
 from arrowds.index.manifest import Bucket, Column, File
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, cut_buckets, is_single_value, merged, rows_per_bucket
-from arrowds.schema import COUNT, SAMPLE_ID, VALUE, mapped_type, narrowed, numpy_dtype
+from arrowds.schema import COUNT, VALUE, mapped_type, narrowed, numpy_dtype
 from arrowds.store import Store
 
 
@@ -185,8 +185,7 @@ def _write_values(column: ColumnPlan, number: int) -> File:
         piece.scatter(values, present, start)
     missing = None if present is None or present.all() else ~present
     plain = values.view(np.bool_) if pa.types.is_boolean(column.stored) else values
-    ids = np.arange(start, start + rows, dtype=np.uint32)
-    table = pa.table({SAMPLE_ID: arrow_view(ids), VALUE: arrow_view(plain, missing=missing)})
+    table = pa.table({VALUE: arrow_view(plain, missing=missing)})
     return File.of(files.write_parquet(column.store, paths.values(column.metric, column.key, number), table))
 
 

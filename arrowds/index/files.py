@@ -22,13 +22,12 @@ import pyarrow.parquet as pq
 
 from arrowds.arrays import arrow_view
 from arrowds.errors import IndexCorruptError
-from arrowds.schema import mapped_type, numpy_dtype
+from arrowds.schema import SAMPLE_ID, mapped_type, numpy_dtype
 from arrowds.store import FileRecord, LocalStore, Store, replacing
 
 ROWS_PER_GROUP = 1 << 17
 """Rows of a Parquet row group: what a filter on values skips or reads."""
 
-_COMPRESSION = {"compression": "zstd", "compression_level": 1}
 _SMALLEST_HOLE = 1 << 20
 _LARGEST_FRAME = 1 << 16
 
@@ -38,8 +37,8 @@ def write_parquet(
 ) -> FileRecord:
     """Write one Parquet file from a table, or from tables of one ``schema``, one after the other.
 
-    Equal rows in equal tables give equal bytes. Integers are delta-encoded, floats split into byte streams, and zstd
-    compresses the pages: smaller than dictionaries for ids, lengths and losses.
+    Equal rows in equal tables give equal bytes. Integers are delta-encoded; floats are split into byte streams, which
+    zstd compresses: smaller than dictionaries for ids, lengths and losses.
     """
     if isinstance(tables, pa.Table):
         tables, schema = [tables], tables.schema
@@ -48,7 +47,7 @@ def write_parquet(
         schema = tables[0].schema
     with (
         store.writing(name) as draft,
-        pq.ParquetWriter(draft.path, schema, **_COMPRESSION, **_encodings(schema)) as writer,
+        pq.ParquetWriter(draft.path, schema, **_encodings(schema)) as writer,
     ):
         for table in tables:
             writer.write_table(table.combine_chunks(), row_group_size=ROWS_PER_GROUP)
@@ -57,13 +56,17 @@ def write_parquet(
 
 
 def _encodings(schema: pa.Schema) -> dict[str, object]:
-    chosen = {}
-    for field in schema:
-        if pa.types.is_integer(field.type):
-            chosen[field.name] = "DELTA_BINARY_PACKED"
-        elif pa.types.is_floating(field.type):
-            chosen[field.name] = "BYTE_STREAM_SPLIT"
-    return {"use_dictionary": False, "column_encoding": chosen or None}
+    """How each column is stored. What is delta-encoded gains nothing from compression, and ids are never filtered by."""
+    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    encodings = {**dict.fromkeys(integers, "DELTA_BINARY_PACKED"), **dict.fromkeys(floats, "BYTE_STREAM_SPLIT")}
+    return {
+        "use_dictionary": False,
+        "column_encoding": encodings or None,
+        "compression": {name: "none" if name in integers else "zstd" for name in schema.names},
+        "compression_level": {name: 1 for name in schema.names if name not in integers} or None,
+        "write_statistics": [name for name in schema.names if name != SAMPLE_ID],
+    }
 
 
 def read_parquet(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
