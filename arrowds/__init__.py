@@ -3,17 +3,17 @@
 from arrowds import errors, metrics, sources, stats
 from arrowds.build.api import add_metrics, analyze, append
 from arrowds.build.compact import compact, vacuum, versions
-from arrowds.curriculum.batch_sampler import TokenBudgetBatchSampler
-from arrowds.curriculum.batching import TokenBatchPlan, batch_by_tokens
 from arrowds.curriculum.config import CurriculumMetric
 from arrowds.curriculum.mixture import MixtureSampler
 from arrowds.curriculum.sampler import CurriculumSampler
-from arrowds.curriculum.schedule import CurriculumScheduler, register_schedule
-from arrowds.dataset import ArrowDataset
+from arrowds.curriculum.schedule import register_schedule
 from arrowds.index import Index, open_index
-from arrowds.loading import CurriculumDataLoader, RepeatingLoader
+from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
+from arrowds.loading import ArrowDataset, CurriculumDataLoader, RepeatingLoader
 from arrowds.pipeline import create_data_loader, execute_data_pipeline
-from arrowds.stats.events import PartitionedParameterProfiler
+from arrowds.stats.profiler import PartitionedParameterProfiler
+from arrowds.token_batches.plan import TokenBatchPlan, batch_by_tokens
+from arrowds.token_batches.sampler import TokenBudgetBatchSampler
 
 __version__ = "0.1.0"
 

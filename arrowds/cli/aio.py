@@ -19,7 +19,7 @@ from rich.table import Table
 from arrowds.errors import ConfigError
 from arrowds.stats import aio
 from arrowds.stats.aio.store import new_run_id
-from arrowds.stats.sweep import DEFAULT_SPACE, Finished, Scalar, Sweep, check_sweep, plan_jobs, run_sweep
+from arrowds.stats.aio.sweep import DEFAULT_SPACE, Finished, Scalar, Sweep, check_sweep, plan_jobs, run_sweep
 
 app = typer.Typer(no_args_is_help=True, help="NVMe benchmark logs: import, compare, configure, measure.")
 

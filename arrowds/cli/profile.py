@@ -48,8 +48,7 @@ def show(
 
     Example: arrowds profile show runs/profile --last 3 --by-rank
     """
-    from arrowds.stats.event_files import read_events
-    from arrowds.stats.event_summary import read_difficulties, summarize, with_difficulties
+    from arrowds.stats.profiler import read_difficulties, read_events, summarize, with_difficulties
 
     events = read_events(folder)
     summary = _steps(summarize(events, by_rank=by_rank), step=step, last=last)
@@ -97,7 +96,7 @@ def _cell(name: str, value: object) -> str:
 
 def _verdict(events: pa.Table, tolerance: float) -> list[str]:
     """Say who holds whom up, and by which rule."""
-    from arrowds.stats.event_summary import stragglers
+    from arrowds.stats.profiler import stragglers
 
     ranks = stragglers(events, tolerance=tolerance)
     if ranks.is_empty():
@@ -139,9 +138,7 @@ def plot(
 
     Example: arrowds profile plot runs/profile -o profile.svg --difficulties runs/difficulties.parquet
     """
-    from arrowds.stats.event_charts import draw_profile
-    from arrowds.stats.event_files import read_events
-    from arrowds.stats.event_summary import read_difficulties
+    from arrowds.stats.profiler import draw_profile, read_difficulties, read_events
 
     joined = None if difficulties is None else read_difficulties(difficulties)
     figure = draw_profile(read_events(folder), step=step, last=last, difficulties=joined)

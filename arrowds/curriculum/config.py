@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from arrowds.curriculum.schedule import METRIC_KEYS, CurriculumScheduler, check_keys
-from arrowds.curriculum.schedule_shapes import Number
+from arrowds.curriculum.schedule import METRIC_KEYS, Number, changes, check_keys, difficulty_bounds, make_schedule
 from arrowds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ class CurriculumMetric:
     def __post_init__(self) -> None:
         _check_choice(self, "difficulty_type", ("value", "percentile"))
         _check_choice(self, "clustering_type", ("schedule_based", "single_cluster"))
-        state = self.scheduler().state
-        highest = state["max_difficulty"]
+        make_schedule(self.settings(), self.function)  # refuses missing, unknown and impossible settings
+        _, highest = self.bounds
         if self.percentile and not 0 < highest <= 100:
             raise ConfigError(
                 f"max_difficulty of {self.name!r} is {highest}, but percentiles go from 0 to 100; "
@@ -75,12 +74,18 @@ class CurriculumMetric:
         bounds = {"min_difficulty": self.min_difficulty, "max_difficulty": self.max_difficulty}
         return settings | {key: value for key, value in bounds.items() if value is not None}
 
-    def scheduler(self) -> CurriculumScheduler:
-        """Return a scheduler of these settings."""
-        scheduler = CurriculumScheduler(self.settings())
-        if self.function is not None:
-            scheduler.set_custom_get_difficulty(self.function)
-        return scheduler
+    @property
+    def bounds(self) -> tuple[Number, Number]:
+        """The lowest and the highest difficulty."""
+        return difficulty_bounds(self.settings())
+
+    def changes(self, limit: int) -> tuple[list[int], list[Number]]:
+        """Return the steps at which the difficulty changes, and the difficulty from each on. Pure.
+
+        Args:
+            limit: the last step to ask a custom schedule.
+        """
+        return changes(make_schedule(self.settings(), self.function), highest=self.bounds[1], limit=limit)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides which samples are drawn, as JSON-serialisable values; functions have no identity."""

@@ -17,7 +17,7 @@ from arrowds.curriculum.config import Curriculum, curriculum_digest, parse_curri
 from arrowds.curriculum.metric_values import MetricSource
 from arrowds.curriculum.pools import Phases, build_pools
 from arrowds.curriculum.ranks import RankLayout
-from arrowds.curriculum.stateless import StatelessOrder, shuffled
+from arrowds.curriculum.stateless import StatelessDraws, shuffled
 from arrowds.curriculum.stream import BatchStream, check_step
 from arrowds.errors import ConfigError, StateMismatchError
 
@@ -107,12 +107,12 @@ class MixtureSampler(BatchStream):
         self._plan = DrawPlan(len(indexes), Changes(phase, leaf, change[phase, leaf]), before, batch=size)
         self._orders = [self._order(source) for source in self._sources]
 
-    def _order(self, source: _Source) -> StatelessOrder:
+    def _order(self, source: _Source) -> StatelessDraws:
         """Return the order of one source, whose phases begin where the mixture has drawn so much from it."""
-        phases = Phases.of(source.schedulers, limit=self.num_steps)
+        phases = Phases.of(source.metrics, limit=self.num_steps)
         drawn = self._split(phases.start, empty=True).first
         pools = build_pools(source.index, source.metrics, {}, None, phases)
-        return StatelessOrder(
+        return StatelessDraws(
             pools,
             phases,
             seed=self.seed + source.place + 1,
@@ -233,10 +233,6 @@ class _Source:
         if any(metric.difficulty is not None for metric in metrics):
             raise ConfigError(f"the curriculum of {self.name!r} has an expression, which a mixture does not take")
         return metrics
-
-    @cached_property
-    def schedulers(self) -> Any:
-        return {metric.name: metric.scheduler() for metric in self.metrics}
 
 
 def _checked(schedule: Sequence[tuple[int, Weights]], names: list[str]) -> tuple[Int64, Int64]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,7 @@ from arrowds.curriculum.metric_values import (
     id_dtype,
     valid_rows,
 )
-from arrowds.curriculum.schedule import CurriculumScheduler
 from arrowds.errors import ConfigError, EmptyPoolError
-
-if TYPE_CHECKING:
-    pass
 
 Int64 = npt.NDArray[np.int64]
 BLOCK = 1 << 20
@@ -40,9 +36,9 @@ class Phases:
     levels: dict[str, list[Any]]
 
     @classmethod
-    def of(cls, schedulers: Mapping[str, CurriculumScheduler], *, limit: int) -> Phases:
-        """Ask the schedulers of the metrics for all changes, custom ones up to step ``limit``, and merge them."""
-        changes = {name: scheduler.changes(limit) for name, scheduler in schedulers.items()}
+    def of(cls, metrics: Iterable[CurriculumMetric], *, limit: int) -> Phases:
+        """Merge the changes of all metrics' difficulties, those of custom schedules up to step ``limit``. Pure."""
+        changes = {metric.name: metric.changes(limit) for metric in metrics}
         start = np.unique(np.concatenate([[1], *(steps for steps, _ in changes.values())]).astype(np.int64))
         levels = {}
         for name, (steps, difficulties) in changes.items():
@@ -91,7 +87,7 @@ def cut_of_percentile(count: int, percentile: float) -> int:
 def build_pools(
     index: MetricSource,
     metrics: Sequence[CurriculumMetric],
-    derived: dict[str, DerivedMetric],
+    derived: Mapping[str, DerivedMetric],
     allowed: npt.NDArray[np.bool_] | None,
     phases: Phases,
 ) -> Pools:
@@ -128,7 +124,7 @@ def build_pools(
 def _check_range(metric: CurriculumMetric, values: MetricValues) -> None:
     if not len(values.order):
         raise EmptyPoolError(f"no sample has a value of {metric.name!r}: all are null or NaN")
-    lowest = metric.scheduler().state["min_difficulty"]
+    lowest, _ = metric.bounds
     largest = values.values[int(values.order[-1])].item()
     if not metric.percentile and lowest > largest:
         raise ConfigError(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from arrowds.curriculum.config import Curriculum, CurriculumMetric, curriculum_digest, parse_curriculum
-from arrowds.curriculum.deepspeed_order import DeepSpeedOrder
-from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, evaluate, find_metric
-from arrowds.curriculum.pools import Phases, build_pools
+from arrowds.curriculum.draws import Draws, DrawSettings, find_draws
+from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, evaluate
+from arrowds.curriculum.pools import Phases
 from arrowds.curriculum.ranks import RankLayout
-from arrowds.curriculum.schedule_shapes import Number
-from arrowds.curriculum.stateless import StatelessOrder
+from arrowds.curriculum.schedule import Number
 from arrowds.curriculum.stream import BatchStream, check_step
 from arrowds.curriculum.trace import trace_table
-from arrowds.errors import ConfigError, EmptyDatasetError, StateMismatchError
+from arrowds.errors import ConfigError, EmptyDatasetError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -81,7 +81,7 @@ class CurriculumSampler(BatchStream):
         gradient_accumulation_steps: int = 1,
         seed: int = 1234,
         num_epochs: int = 1,
-        order: Literal["stateless", "deepspeed"] = "stateless",
+        order: str = "stateless",
         drop_last: bool = True,
         where: pl.Expr | None = None,
         exclude_steps: Iterable[int] = (),
@@ -95,8 +95,7 @@ class CurriculumSampler(BatchStream):
             gradient_accumulation_steps=gradient_accumulation_steps,
         )
         super().__init__(layout, exclude_steps=exclude_steps, record=record)
-        if order not in ("stateless", "deepspeed"):
-            raise ConfigError(f"order must be 'stateless' or 'deepspeed', got {order!r}")
+        self._draws_class = find_draws(order)
         if num_epochs < 1 or index.num_samples < 1:
             raise (ConfigError if num_epochs < 1 else EmptyDatasetError)(
                 f"nothing to draw: {index.num_samples} samples, num_epochs={num_epochs}"
@@ -108,7 +107,6 @@ class CurriculumSampler(BatchStream):
         self.order = order
         self.drop_last = drop_last
         self._exclude_ids = np.unique(np.array([] if exclude_ids is None else list(exclude_ids), np.int64))
-        self._schedulers = {metric.name: metric.scheduler() for metric in self.metrics}
         self._derived = _derived(index, self.metrics)
         self._allowed = None if where is None else _allowed(index, where)
         self._digest = curriculum_digest(self.metrics, where)
@@ -119,7 +117,7 @@ class CurriculumSampler(BatchStream):
                 f"{layout.global_batch_size}; {remedy}"
             )
         if all(metric.schedule_type != "custom" or metric.function for metric in self.metrics):
-            _ = self._order  # Errors in the settings are due here, not at the first batch.
+            _ = self._draws  # Errors in the settings are due here, not at the first batch.
 
     @cached_property
     def samples_per_epoch(self) -> int:
@@ -132,47 +130,32 @@ class CurriculumSampler(BatchStream):
     def end(self) -> int:
         """How many samples are drawn in all, the excluded steps counted."""
         total = self.samples_per_epoch * self.num_epochs
-        unit = self.layout.global_batch_size if self.order == "stateless" else self.layout.micro_samples
+        unit = self.layout.micro_samples if self._draws_class.partial_steps else self.layout.global_batch_size
         return total // unit * unit if self.drop_last else total
 
     @cached_property
     def _phases(self) -> Phases:
-        return Phases.of(self._schedulers, limit=max(1, self.num_steps))
+        return Phases.of(self.metrics, limit=max(1, self.num_steps))
 
     @cached_property
-    def _order(self) -> StatelessOrder | DeepSpeedOrder:
-        size = self.layout.global_batch_size
-        if self.order == "stateless":
-            pools = build_pools(self.index, self.metrics, self._derived, self._allowed, self._phases)
-            return StatelessOrder(
-                pools,
-                self._phases,
-                seed=self.seed,
-                batch_size=size,
-                num_samples=self.index.num_samples,
-                end=self.end,
+    def _draws(self) -> Draws:
+        return self._draws_class.of(
+            DrawSettings(
+                index=self.index,
+                metrics=self.metrics,
+                derived=self._derived,
+                allowed=self._allowed,
                 exclude_ids=self._exclude_ids,
+                phases=self._phases,
+                seed=self.seed,
+                batch_size=self.layout.global_batch_size,
+                end=self.end,
             )
-        return DeepSpeedOrder(
-            self.metrics,
-            {m.name: self._derived.get(m.name) or find_metric(self.index, m.name) for m in self.metrics if m.clustered},
-            self._phases,
-            seed=self.seed,
-            batch_size=size,
-            num_samples=self.index.num_samples,
-            kept=self._kept(),
         )
-
-    def _kept(self) -> npt.NDArray[np.bool_] | None:
-        if self._allowed is None and not len(self._exclude_ids):
-            return None
-        kept = np.ones(self.index.num_samples, np.bool_) if self._allowed is None else self._allowed.copy()
-        kept[self._exclude_ids] = False
-        return kept
 
     def batches_from(self, step: int) -> Int64:
         """Return the global batches of a step and perhaps some after it: ``[steps, global_batch_size]``."""
-        return self._order.batches_from(step)
+        return self._draws.batches_from(step)
 
     def difficulties_at(self, step: int) -> dict[str, Number]:
         """Return the difficulty of each metric at a step (the first is 1)."""
@@ -180,11 +163,11 @@ class CurriculumSampler(BatchStream):
 
     def set_custom_curriculum_learning_schedule(self, functions: Mapping[str, Callable[[int], Number]]) -> None:
         """Set the functions of the step for metrics whose ``schedule_type`` is "custom"; other names are ignored."""
-        for name, scheduler in self._schedulers.items():
-            if name in functions:
-                scheduler.set_custom_get_difficulty(functions[name])
-        for derived in ("_phases", "_order"):
-            self.__dict__.pop(derived, None)
+        self.metrics = tuple(
+            replace(metric, function=functions.get(metric.name, metric.function)) for metric in self.metrics
+        )
+        for cached in ("_phases", "_draws"):
+            self.__dict__.pop(cached, None)
 
     def identity(self) -> dict[str, Any]:
         """Return what a saved state must agree in."""
@@ -199,8 +182,8 @@ class CurriculumSampler(BatchStream):
     def state_at(self, position: int) -> dict[str, Any]:
         """Return the position and what it belongs to: at most 1 KiB of JSON-serialisable values."""
         state = super().state_at(position)
-        if self.order == "deepspeed" and isinstance(self._order, DeepSpeedOrder):
-            state["generator"] = self._order.generator_state(state["curriculum_step"])
+        if self._draws_class.keeps_state:
+            state |= self._draws.state_at(state["curriculum_step"])
         return state
 
     def checked_position(self, state: Mapping[str, Any]) -> int:
@@ -210,13 +193,8 @@ class CurriculumSampler(BatchStream):
             StateMismatchError: naming everything in which the state differs.
         """
         position = super().checked_position(state)
-        if self.order == "deepspeed" and isinstance(self._order, DeepSpeedOrder):
-            step = self._step_of(position)
-            if state.get("generator") != self._order.generator_state(step):
-                raise StateMismatchError(
-                    f"drawing {step} steps again leads to another state of the generator: another NumPy than the "
-                    f"one that saved it, other excluded ids, or another custom schedule; NumPy is {np.__version__}"
-                )
+        if self._draws_class.keeps_state:
+            self._draws.check_state(self._step_of(position), state)
         return position
 
     def trace(self, steps: int | Iterable[int]) -> pa.Table:

@@ -1,18 +1,128 @@
-"""Schedules: which difficulty a step has. Pure functions of the step, and DeepSpeed's scheduler class around them."""
+"""Schedules: which difficulty a step has, with what is known about where it changes. Pure functions of the step."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from arrowds.curriculum.schedule_shapes import Discrete, Function, Number, Piecewise, Root, Schedule
 from arrowds.errors import ConfigError
 
 SCHEDULE_KEYS = ("min_difficulty", "max_difficulty", "schedule_type", "schedule_config")
 PATH_KEYS = ("index_path", "index_to_sample_path", "index_to_metric_path")
 METRIC_KEYS = (*SCHEDULE_KEYS, "difficulty_type", "clustering_type", *PATH_KEYS, "curriculum_type")
+
+Number = int | float
+
+
+class Schedule(Protocol):
+    """A pure function of the step, with what is known about its shape."""
+
+    def difficulty(self, step: int) -> Number:
+        """Return the difficulty of a step (the first is 1). Pure."""
+
+    def knots(self) -> list[int] | None:
+        """Return steps between which the difficulty is monotonic, the last one where it stops to change.
+
+        None: nothing is known, every step has to be asked.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """From min to max along the n-th root of the step, floored to multiples of ``difficulty_step``."""
+
+    low: Number
+    high: Number
+    total: Number
+    multiple: Number
+    degree: Number
+
+    def difficulty(self, step: int) -> Number:
+        progress = (float(step) / self.total) ** (1.0 / self.degree)
+        if not self._whole:
+            return self._fractional(progress)
+        raw = math.floor(progress * (self.high - self.low) + self.low)
+        lowest = -(-self.low // self.multiple) * self.multiple
+        level: Number = min(max(raw - raw % self.multiple, lowest), self.high)
+        return level
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all numbers are whole, as all of DeepSpeed's are."""
+        return all(float(number).is_integer() for number in (self.low, self.high, self.multiple))
+
+    def _fractional(self, progress: float) -> Number:
+        """Rise in multiples of the step and end at the maximum: DeepSpeed's floor would skip fractions."""
+        if progress >= 1:
+            return self.high
+        steps = math.floor(progress * (self.high - self.low) / self.multiple + 1e-9)
+        return min(self.low + steps * self.multiple, self.high)
+
+    def knots(self) -> list[int]:
+        if self.high <= self.low:
+            return [1]
+        if not self._whole:
+            return [1, math.ceil(self.total) + 1]
+        # A maximum that is no multiple of the step is reached only where the next multiple would be.
+        progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
+        return [1, math.ceil(self.total * progress**self.degree) + 2]
+
+
+@dataclass(frozen=True, slots=True)
+class Discrete:
+    """A list of difficulties with the last step of each but the last."""
+
+    difficulties: Sequence[Number]
+    last_steps: Sequence[int]
+
+    def difficulty(self, step: int) -> Number:
+        if step > self.last_steps[-1]:
+            return self.difficulties[-1]
+        return next(level for level, last in zip(self.difficulties, self.last_steps, strict=False) if step <= last)
+
+    def knots(self) -> list[int]:
+        return [step for last in self.last_steps for step in (last, last + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Piecewise:
+    """Straight lines or steps between points (step, difficulty); it may fall."""
+
+    steps: tuple[int, ...]
+    levels: tuple[Number, ...]
+    multiple: Number
+    straight: bool
+
+    def difficulty(self, step: int) -> Number:
+        after = next((i for i, at in enumerate(self.steps) if at > step), len(self.steps))
+        if after == 0:
+            return self.levels[0]
+        if after == len(self.steps) or not self.straight:
+            return self.levels[after - 1]
+        (start, stop), (low, high) = self.steps[after - 1 : after + 1], self.levels[after - 1 : after + 1]
+        exact = low + (high - low) * (step - start) / (stop - start)
+        return max(math.floor(exact / self.multiple) * self.multiple, min(low, high))
+
+    def knots(self) -> list[int]:
+        return [step for at in self.steps for step in (at - 1, at, at + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the user, asked at every step up to ``total`` where there is one."""
+
+    function: Callable[[int], Number]
+    total: int | None
+
+    def difficulty(self, step: int) -> Number:
+        return self.function(step if self.total is None else min(step, self.total))
+
+    def knots(self) -> list[int] | None:
+        return None if self.total is None else list(range(1, self.total + 1))
 
 
 def register_schedule(name: str, function: Callable[[int, Mapping[str, Any]], Number]) -> None:
@@ -25,9 +135,9 @@ def register_schedule(name: str, function: Callable[[int, Mapping[str, Any]], Nu
         ConfigError: when the name is taken by a built-in schedule.
 
     >>> register_schedule("sawtooth", lambda step, config: 8 + step % config["period"])
-    >>> scheduler = CurriculumScheduler({"min_difficulty": 8, "max_difficulty": 12, "schedule_type": "sawtooth",
-    ...                                  "schedule_config": {"period": 3}})
-    >>> [scheduler.get_difficulty(step) for step in range(1, 7)]
+    >>> schedule = make_schedule({"min_difficulty": 8, "max_difficulty": 12, "schedule_type": "sawtooth",
+    ...                           "schedule_config": {"period": 3}})
+    >>> [schedule.difficulty(step) for step in range(1, 7)]
     [9, 10, 8, 9, 10, 8]
     """
     if name in _BUILT_IN:
@@ -115,6 +225,18 @@ _BUILT_IN: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Schedule]]
 }
 
 
+def difficulty_bounds(config: Mapping[str, Any]) -> tuple[Number, Number]:
+    """Return ``min_difficulty`` and ``max_difficulty``; a piecewise schedule may leave them to its points.
+
+    >>> difficulty_bounds({"schedule_type": "piecewise", "schedule_config": {"points": [(1, 8), (9, 64), (20, 16)]}})
+    (8, 64)
+    """
+    levels = [0]
+    if config["schedule_type"] == "piecewise":
+        levels = [level for _, level in config["schedule_config"]["points"]]
+    return config.get("min_difficulty", min(levels)), config.get("max_difficulty", max(levels))
+
+
 def changes(schedule: Schedule, *, highest: Number, limit: int) -> tuple[list[int], list[Number]]:
     """Return the steps at which the difficulty changes, the first of them 1, and the difficulty from each on.
 
@@ -189,74 +311,3 @@ def _number(config: Mapping[str, Any], key: str, *, of: str, positive: bool = Fa
 
 def _total(settings: Mapping[str, Any]) -> int | None:
     return settings.get("total_curriculum_step")
-
-
-class CurriculumScheduler:
-    """DeepSpeed's scheduler: the same dictionary, the same ``state``, the same difficulty at every step.
-
-    ``get_difficulty`` is pure. ``update_difficulty`` also keeps the difficulty in ``state``; at ``max_difficulty`` it
-    rises no more, but unlike DeepSpeed's it follows a schedule that falls.
-
-    Raises:
-        ConfigError: for missing, unknown or impossible settings.
-
-    >>> scheduler = CurriculumScheduler({"min_difficulty": 8, "max_difficulty": 64, "schedule_type": "fixed_linear",
-    ...                                  "schedule_config": {"total_curriculum_step": 20, "difficulty_step": 8}})
-    >>> [scheduler.get_difficulty(step) for step in (1, 10, 20, 1000)]
-    [8, 32, 64, 64]
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = dict(config)
-        self._schedule = make_schedule(self._config)
-        if self._config["schedule_type"] == "piecewise":
-            levels = [level for _, level in self._config["schedule_config"]["points"]]
-            self._config = {"min_difficulty": min(levels), "max_difficulty": max(levels), **self._config}
-        self.state: dict[str, Any] = {
-            "min_difficulty": self._config["min_difficulty"],
-            "max_difficulty": self._config["max_difficulty"],
-            "current_difficulty": self._config["min_difficulty"],
-            "schedule_type": self._config["schedule_type"],
-        }
-        if "schedule_config" in self._config:
-            self.state["schedule_config"] = self._config["schedule_config"]
-
-    def get_difficulty(self, step: int) -> Number:
-        """Return the difficulty of a step (the first is 1). Pure."""
-        return self._schedule.difficulty(step)
-
-    def update_difficulty(self, step: int) -> Number:
-        """Set the current difficulty to that of ``step`` and return it."""
-        level, current = self.get_difficulty(step), self.state["current_difficulty"]
-        if current < self.state["max_difficulty"] or level < current:
-            self.state["current_difficulty"] = level
-        return self.get_current_difficulty()
-
-    def changes(self, limit: int) -> tuple[list[int], list[Number]]:
-        """Return the steps at which the difficulty changes, and the difficulty from each on. Pure.
-
-        Args:
-            limit: the last step to ask a custom schedule.
-        """
-        return changes(self._schedule, highest=self.state["max_difficulty"], limit=limit)
-
-    def set_custom_get_difficulty(self, schedule_function: Callable[[int], Number]) -> None:
-        """Set the function of the step that serves ``schedule_type`` "custom"."""
-        self._schedule = make_schedule(self._config, schedule_function)
-
-    def get_current_difficulty(self) -> Number:
-        """Return the difficulty of the last update, or ``min_difficulty``."""
-        current: Number = self.state["current_difficulty"]
-        return current
-
-    def set_current_difficulty(self, difficulty: Number) -> None:
-        """Set the difficulty that ``get_current_difficulty`` returns until the next update."""
-        self.state["current_difficulty"] = difficulty
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the state: DeepSpeed's keys."""
-        return self.state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Replace the state by one of ``get_state``."""
-        self.state = state

@@ -1,16 +1,19 @@
-"""The stateless order: every global batch follows from the seed and the step alone."""
+"""The stateless draws: every global batch follows from the seed and the step alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from arrowds.curriculum.apportion import DrawPlan
-from arrowds.curriculum.permutation import derive_key, mix, permute
-from arrowds.curriculum.pools import Phases, Pools
-from arrowds.curriculum.selection import Exclusion
+from arrowds.curriculum.apportion import Changes, DrawPlan
+from arrowds.curriculum.draws import Draws, DrawSettings
+from arrowds.curriculum.metric_values import Ids
+from arrowds.curriculum.permutation import derive_key, mix, permute, unpermute
+from arrowds.curriculum.pools import Phases, Pools, build_pools
+from arrowds.errors import ConfigError, EmptyPoolError
 
 Int64 = npt.NDArray[np.int64]
 
@@ -19,13 +22,13 @@ _CLUSTER, _BATCH = 1, 2
 _BLOCK_DRAWS = 1 << 15
 
 
-class StatelessOrder:
+class StatelessDraws(Draws):
     """Global batches by step: which cluster each draw comes from, and which member it is, are closed forms.
 
     The draws of a cluster run through a keyed permutation of its members; each pass has a key of its own.
 
     Args:
-        batch_size: samples per global batch, or 0 where it varies: the inner order of a mixture.
+        batch_size: samples per global batch, or 0 where it varies: the draws of one source of a mixture.
         end: after how many draws the run ends; the batch that it cuts short is made of the draws before.
         draws_before: for each phase, how many draws come before it; None: those of the steps before.
     """
@@ -47,12 +50,30 @@ class StatelessOrder:
         self._seed = seed
         self._batch_size = batch_size
         self._end = end
-        exclusion = Exclusion(pools, exclude_ids, num_samples)
+        exclusion = _Exclusion(pools, exclude_ids, num_samples)
         self._exclusion = exclusion if len(exclusion.ids) else None
         self._sizes, self._pass_sizes = pools.sizes, exclusion.sizes
         before = (phases.start - 1) * batch_size if draws_before is None else draws_before
         self._plan = DrawPlan(len(pools.sizes), exclusion.changes, before, batch=batch_size)
         self._block = (0, np.zeros((0, batch_size), np.int64))
+
+    @classmethod
+    def of(cls, settings: DrawSettings) -> Self:
+        """Divide the samples into pools, and draw from them.
+
+        Raises:
+            ConfigError: when a difficulty lies outside the metric's values, or an excluded id outside the index.
+            EmptyPoolError: when a difficulty admits no sample.
+        """
+        return cls(
+            build_pools(settings.index, settings.metrics, settings.derived, settings.allowed, settings.phases),
+            settings.phases,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            num_samples=settings.index.num_samples,
+            end=settings.end,
+            exclude_ids=settings.exclude_ids,
+        )
 
     def batches_from(self, step: int) -> Int64:
         """Return the global batches of a step and of some after it: int64, ``[steps, batch_size]``.
@@ -100,3 +121,77 @@ def shuffled(ids: Int64, steps: Int64, seed: int) -> Int64:
     keys = derive_key(seed, _BATCH, steps)
     words = mix(keys[:, np.newaxis] + np.arange(ids.shape[1], dtype=np.uint64))
     return np.take_along_axis(ids, np.argsort(words, axis=1, kind="stable"), axis=1)
+
+
+class _Exclusion:
+    """Excluded members of clusters: where they would come up in a pass, the members after them move up.
+
+    What a run has drawn before the first of them comes up stays as it is.
+    """
+
+    def __init__(self, pools: Pools, excluded: Iterable[int], num_samples: int) -> None:
+        ids = np.unique(np.array(list(excluded), np.int64))
+        if len(ids) and (ids[0] < 0 or ids[-1] >= num_samples):
+            raise ConfigError(f"exclude_ids must lie in [0, {num_samples}), got {ids[0]} to {ids[-1]}")
+        self.ids = ids
+        position = _positions_of(pools, ids)
+        cluster = np.searchsorted(pools.starts, position, side="right") - 1
+        self._members: dict[int, Int64] = {
+            int(k): position[cluster == k] - pools.starts[k] for k in np.unique(cluster).tolist()
+        }
+        self.sizes = pools.sizes - np.bincount(cluster, minlength=len(pools.sizes))
+        self.changes = _without(pools.changes, self.sizes == 0)
+
+    def members(self, cluster: Int64, turn: Int64, number: Int64, keys: npt.NDArray[np.uint64], sizes: Int64) -> Int64:
+        """Return the members that come up ``number``-th in passes, the excluded ones not counted.
+
+        Args:
+            cluster: for each draw, its cluster, ...
+            turn: ... its pass, ...
+            number: ... its number within the pass, ...
+            keys: ... and the key of the pass.
+            sizes: the sizes of all clusters, with the excluded members.
+        """
+        number = number.copy()
+        for k, excluded in self._members.items():
+            draws = np.flatnonzero(cluster == k)
+            for this_turn in np.unique(turn[draws]):
+                chosen = draws[turn[draws] == this_turn]
+                places = np.sort(unpermute(excluded, sizes[k], keys[chosen[0]]))
+                number[chosen] += np.searchsorted(places - np.arange(len(places)), number[chosen], side="right")
+        return permute(number, sizes[cluster], keys)
+
+
+def _without(changes: Changes, gone: npt.NDArray[np.bool_]) -> Changes:
+    """Return the changes of the clusters that are not gone.
+
+    Raises:
+        EmptyPoolError: when a phase is left without a sample.
+    """
+    kept = ~gone[changes.leaf]
+    left = Changes(changes.phase[kept], changes.leaf[kept], changes.delta[kept])
+    total = np.zeros(int(changes.phase[-1]) + 1, np.int64)
+    np.add.at(total, left.phase, left.delta)
+    if (np.cumsum(total) <= 0).any():
+        raise EmptyPoolError("exclude_ids leaves nothing of the samples that a difficulty admits; exclude fewer")
+    return left
+
+
+def _positions_of(pools: Pools, ids: Int64) -> Int64:
+    """Return the positions of ids in the pools; ids that no cluster holds are left out."""
+    if pools.ids is None or not len(ids):
+        return ids
+    found = [np.zeros(0, np.int64)]
+    # One scan of the ids by blocks: they are sorted by value, which does not help to find an id.
+    wanted = ids.astype(pools.ids.dtype)
+    for start in range(0, int(pools.starts[-1]), 1 << 22):
+        block = pools.ids[start : min(start + (1 << 22), int(pools.starts[-1]))]
+        found.append(start + np.flatnonzero(_contained(block, wanted)))
+    return np.concatenate(found)
+
+
+def _contained(block: Ids, wanted: Ids) -> npt.NDArray[np.bool_]:
+    if not len(wanted):
+        return np.zeros(len(block), np.bool_)
+    at = np.minimum(np.searchsorted(wanted, block), len(wanted) - 1)
+    return np.asarray(wanted[at] == block)

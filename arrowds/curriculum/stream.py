@@ -178,7 +178,7 @@ class BatchStream(ABC):
             if self._serves_all(position, min(size - position % size, self.stop - position)):
                 return
             self.num_epochs += 1
-            for cached in ("end", "_order"):  # cached properties; the order knows where it ends
+            for cached in ("end", "_draws"):  # cached properties; the draws know where they end
                 self.__dict__.pop(cached, None)
             if (rest := -self._position % size) != self.layout.handed_out(rest):
                 self._position += rest

@@ -11,10 +11,9 @@ import pyarrow as pa
 from arrowds import metrics
 from arrowds.build.api import analyze
 from arrowds.curriculum.sampler import CurriculumSampler
-from arrowds.dataset import ArrowDataset
 from arrowds.errors import ConfigError
 from arrowds.index import Index, open_index
-from arrowds.loading import CurriculumDataLoader
+from arrowds.loading import ArrowDataset, CurriculumDataLoader
 from arrowds.metrics import Metric
 from arrowds.pipeline.collate import PaddingCollate
 from arrowds.pipeline.config import DataConfig, ExpressionMetric, IndexConfig, PipelineConfig, TokenMetric, load_config

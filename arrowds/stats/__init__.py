@@ -1,5 +1,5 @@
 """Profiler events and NVMe benchmark logs as Arrow tables."""
 
-from arrowds.stats import aio
+from arrowds.stats import aio, profiler
 
-__all__ = ["aio"]
+__all__ = ["aio", "profiler"]

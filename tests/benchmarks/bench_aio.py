@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from arrowds.stats import parse_aio_stats
-from arrowds.stats.aio import read_logs
+from arrowds.stats.aio import parse_aio_stats, read_logs
 
-FIXTURES = Path(__file__).parents[1] / "stats" / "fixtures" / "aio" / "sweep"
+FIXTURES = Path(__file__).parents[1] / "stats" / "aio" / "fixtures" / "sweep"
 LOGS = 10_000
 ROUNDS = 3
 

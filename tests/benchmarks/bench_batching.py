@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 
-from arrowds.curriculum.batching import batch_by_tokens
+from arrowds.token_batches.plan import batch_by_tokens
 
 BUDGET = 16384
 

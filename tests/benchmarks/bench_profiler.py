@@ -19,7 +19,7 @@ from time import perf_counter
 from deepspeed.runtime.zero.partitioned_param_profiler import PartitionedParameterProfiler as DeepSpeedProfiler
 from deepspeed.utils.timer import SynchronizedWallClockTimer
 
-from arrowds.stats.events import NoTimers, PartitionedParameterProfiler
+from arrowds.stats.profiler import NoTimers, PartitionedParameterProfiler
 
 EVENTS = ("forward_fetch_submit", "forward_all_gather", "forward_fetch_wait", "backward_fetch_wait")
 STEP = 2000  # pairs between two step boundaries

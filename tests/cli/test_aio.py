@@ -12,7 +12,7 @@ from arrowds.errors import ArrowdsError, ConfigError, LogFormatError
 from arrowds.stats import sweep
 from arrowds.stats.aio import load, read_logs
 
-FIXTURES = Path(__file__).parents[1] / "stats" / "fixtures" / "aio"
+FIXTURES = Path(__file__).parents[1] / "stats" / "aio" / "fixtures"
 SWEEP = FIXTURES / "sweep"
 COMMANDS = ["import", "show", "best", "config", "plot", "sweep"]
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from arrowds.cli.profile import app
 from arrowds.errors import ConfigError, ProfilerError
-from arrowds.stats.events import NoTimers, PartitionedParameterProfiler
+from arrowds.stats.profiler import NoTimers, PartitionedParameterProfiler
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import arrowds
 from arrowds import cli
 from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.pipeline.results import StepRow
-from arrowds.stats.event_summary import read_difficulties
+from arrowds.stats.profiler.summary import read_difficulties
 
 CURRICULUM = {
     "seqlen": {

@@ -69,7 +69,7 @@ def test_the_clusters_of_a_phase_are_what_brute_force_admits(
     index: MemoryIndex, curriculum: dict[str, Any], filtered: bool, block: int
 ) -> None:
     metrics = parse_curriculum(curriculum)
-    phases = Phases.of({metric.name: metric.scheduler() for metric in metrics}, limit=20)
+    phases = Phases.of(metrics, limit=20)
     allowed = index["whole"].values % 3 > 0 if filtered else None
     ids = set(range(index.num_samples)) if allowed is None else set(np.flatnonzero(allowed).tolist())
     expected = [admitted(index, metrics, ids, phases, at) for at in range(len(phases.start))]
@@ -107,14 +107,14 @@ def test_an_empty_pool_names_metric_difficulty_and_smallest_value() -> None:
     index = MemoryIndex(seqlen=np.array([50, 60]), loss=np.array([0.5, 0.25]))
     metrics = parse_curriculum({"seqlen": linear(8, 64)})
     with pytest.raises(EmptyPoolError, match=r"step 1: 'seqlen' has the difficulty 10, and its smallest value is 50"):
-        build_pools(index, metrics, {}, None, Phases.of({"seqlen": metrics[0].scheduler()}, limit=9))
+        build_pools(index, metrics, {}, None, Phases.of(metrics, limit=9))
 
 
 def test_a_difficulty_outside_the_values_is_refused() -> None:
     index = MemoryIndex(seqlen=np.array([1, 2]))
     metrics = parse_curriculum({"seqlen": linear(8, 64)})
     with pytest.raises(ConfigError, match="its largest value is 2"):
-        build_pools(index, metrics, {}, None, Phases.of({"seqlen": metrics[0].scheduler()}, limit=9))
+        build_pools(index, metrics, {}, None, Phases.of(metrics, limit=9))
 
 
 def test_expressions_see_all_samples_and_do_not_wrap_around() -> None:

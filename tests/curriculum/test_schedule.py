@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from sampler_oracle import Oracle
 
 from arrowds.curriculum.config import CurriculumMetric, parse_curriculum
-from arrowds.curriculum.schedule import CurriculumScheduler, register_schedule
+from arrowds.curriculum.schedule import register_schedule
 from arrowds.errors import ConfigError
+from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
 
 numbers = st.integers(1, 200)
 

@@ -13,8 +13,8 @@ import pytest
 
 from arrowds.errors import ProfilerError
 from arrowds.integrations.deepspeed.profiler import attach_profiler
-from arrowds.stats.event_files import read_events
-from arrowds.stats.event_summary import stragglers
+from arrowds.stats.profiler import read_events
+from arrowds.stats.profiler.summary import stragglers
 
 pytest.importorskip("deepspeed", reason="deepspeed is an extra")
 

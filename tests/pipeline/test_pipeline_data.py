@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import arrowds
-from arrowds.dataset import ArrowDataset
 from arrowds.errors import ConfigError, IndexExistsError
+from arrowds.loading import ArrowDataset
 from arrowds.pipeline import create_data_loader
 from arrowds.pipeline.collate import PaddingCollate
 

@@ -17,7 +17,7 @@ from arrowds.pipeline import create_data_loader, execute_data_pipeline, load_con
 from arrowds.pipeline.byte_model import make_byte_model
 from arrowds.pipeline.chart import plot_run
 from arrowds.pipeline.models import make_model
-from arrowds.stats.event_summary import read_difficulties
+from arrowds.stats.profiler.summary import read_difficulties
 
 HERE = Path(__file__).parent
 

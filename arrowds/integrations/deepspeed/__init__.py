@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from arrowds.curriculum.draws import register_draws
+
 if TYPE_CHECKING:
     from arrowds.integrations.deepspeed.data_analyzer import DataAnalyzer
     from arrowds.integrations.deepspeed.data_loader import DeepSpeedDataLoader
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
     from arrowds.integrations.deepspeed.export import AnalyzerRun, export_index
     from arrowds.integrations.deepspeed.import_legacy import import_index
     from arrowds.integrations.deepspeed.profiler import attach_profiler
+    from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
 
 __all__ = [
     "AnalyzerRun",
+    "CurriculumScheduler",
     "DataAnalyzer",
     "DeepSpeedDataLoader",
     "DeepSpeedDataSampler",
@@ -53,6 +57,7 @@ __all__ = [
 
 _MODULES = {
     "AnalyzerRun": "export",
+    "CurriculumScheduler": "scheduler",
     "DataAnalyzer": "data_analyzer",
     "DeepSpeedDataLoader": "data_loader",
     "DeepSpeedDataSampler": "data_sampler",
@@ -69,6 +74,9 @@ _MODULES = {
     "lr_scheduler_for_variable_batch_size": "dynamic_batching",
     "scale_lr": "dynamic_batching",
 }
+
+
+register_draws("deepspeed", f"{__name__}.draws:DeepSpeedDraws")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from arrowds.curriculum.batch_rules import IntArray, as_lengths, require_at_least
-from arrowds.curriculum.batching import LrScaling, lr_factor
-from arrowds.curriculum.packing import cut
 from arrowds.errors import ConfigError, MissingExtraError
-from arrowds.lr_scaling import scale_lr_by_batch_size
+from arrowds.loading import scale_lr_by_batch_size
+from arrowds.token_batches.packing import cut
+from arrowds.token_batches.plan import LrScaling, lr_factor
+from arrowds.token_batches.rules import IntArray, as_lengths, require_at_least
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

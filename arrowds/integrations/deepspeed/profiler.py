@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from arrowds.errors import MissingExtraError, ProfilerError
-from arrowds.stats.events import NoTimers, PartitionedParameterProfiler
+from arrowds.stats.profiler.parameter_profiler import NoTimers, PartitionedParameterProfiler
 
 # The one attribute that is replaced. DeepSpeed 0.17.0 to 0.19.8 have it under this name, set in the constructor.
 _SLOT = "_PartitionedParameterCoordinator__profiler"

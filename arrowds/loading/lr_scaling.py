@@ -1,0 +1,190 @@
+"""Scales a learning rate with the size of each batch, on top of any torch scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError
+from arrowds.token_batches.plan import LrScaling, TokenBatchPlan, lr_factor
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+STATE_VERSION = 1
+
+
+def scale_lr_by_batch_size(
+    scheduler: LRScheduler | Optimizer,
+    batch_sizes: TokenBatchPlan | Sequence[int] | npt.NDArray[Any],
+    *,
+    base_batch_size: float,
+    method: LrScaling = "linear",
+) -> LRScheduler:
+    """A torch scheduler that multiplies another one's learning rates by a factor of each step's batch size.
+
+    The learning rate of the first step is set at once; call `step()` after each optimizer step. The scheduler below
+    never sees a scaled rate. `state_dict()` holds both and resumes exactly.
+
+    Args:
+        scheduler: the scheduler below, or an optimizer whose learning rates stay as they are.
+        batch_sizes: samples in each step; it starts over after the last. A plan (see `arrowds.batch_by_tokens`) goes on
+            with its next epoch instead.
+        base_batch_size: samples in a batch for which the learning rates were chosen.
+        method: "linear", "sqrt" or "none".
+
+    Raises:
+        ConfigError: for arguments that make no sense.
+        MissingExtraError: without torch.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    >>> scaled = scale_lr_by_batch_size(optimizer, [4, 8, 2], base_batch_size=4)
+    >>> rates = []
+    >>> for _ in range(3):
+    ...     rates += scaled.get_last_lr()
+    ...     optimizer.step()
+    ...     scaled.step()
+    >>> rates
+    [0.5, 1.0, 0.25]
+    """
+    scaled: LRScheduler = scheduler_class()(scheduler, _sizes(batch_sizes), base_batch_size, method)
+    return scaled
+
+
+class _FixedSizes:
+    """The same batch sizes over and over."""
+
+    def __init__(self, sizes: npt.NDArray[Any]) -> None:
+        self.sizes = sizes
+        self.digest = xxhash.xxh3_64_hexdigest(sizes.astype("<i8").tobytes())
+
+    def at(self, step: int) -> int:
+        return int(self.sizes[step % len(self.sizes)])
+
+    def state(self) -> dict[str, Any]:
+        return {"batch_sizes": self.digest}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        if state.get("batch_sizes") != self.digest:
+            raise StateMismatchError("the learning-rate state was saved with other batch sizes than these")
+
+
+class _PlannedSizes:
+    """The batch sizes of a plan, epoch after epoch. Steps are asked for in ascending order."""
+
+    def __init__(self, plan: TokenBatchPlan) -> None:
+        self.plan = plan
+        self.sizes = plan.batch_sizes
+        self.before = 0  # steps of the epochs that have passed
+
+    def at(self, step: int) -> int:
+        while step - self.before >= len(self.sizes):
+            self.before += len(self.sizes)
+            self.plan = self.plan.with_epoch(self.plan.epoch + 1)
+            self.sizes = self.plan.batch_sizes
+        return int(self.sizes[step - self.before])
+
+    def state(self) -> dict[str, Any]:
+        return {"plan": self.plan.digest, "epoch": self.plan.epoch, "before": self.before}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        if state.get("plan") != self.plan.digest:
+            raise StateMismatchError(
+                "the learning-rate state was saved with another plan: its samples or lengths differ"
+            )
+        self.plan, self.before = self.plan.with_epoch(state["epoch"]), state["before"]
+        self.sizes = self.plan.batch_sizes
+
+
+def _sizes(batch_sizes: TokenBatchPlan | Sequence[int] | npt.NDArray[Any]) -> _FixedSizes | _PlannedSizes:
+    if isinstance(batch_sizes, TokenBatchPlan):
+        return _PlannedSizes(batch_sizes)
+    sizes = np.asarray(batch_sizes)
+    if sizes.ndim != 1 or not len(sizes) or sizes.dtype.kind not in "iu" or int(sizes.min()) < 1:
+        raise ConfigError("batch_sizes: expected at least one integer, each of at least 1, or a plan")
+    return _FixedSizes(sizes)
+
+
+@cache
+def scheduler_class() -> Any:
+    """The scheduler's class, made when torch is first needed."""
+    try:
+        from torch.optim import Optimizer
+        from torch.optim.lr_scheduler import LRScheduler
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch") from error
+
+    class BatchSizeLR(LRScheduler):
+        """Sets every group's rate to the rate of the scheduler below times a factor of the step's batch size."""
+
+        # the base class's constructor is left out on purpose: it would step, and wrap the optimizer a second time
+        def __init__(
+            self, below: Any, sizes: _FixedSizes | _PlannedSizes, base_batch_size: float, method: LrScaling
+        ) -> None:
+            self.below = None if isinstance(below, Optimizer) else below
+            self.optimizer = below if self.below is None else below.optimizer
+            self.sizes, self.base_batch_size, self.method = sizes, base_batch_size, method
+            self.last_epoch = 0
+            self.base_lrs = self.unscaled_lrs = [group["lr"] for group in self.optimizer.param_groups]
+            self._scale()
+
+        def step(self, *args: Any, **kwargs: Any) -> None:
+            """Move to the next step; arguments are the lower scheduler's, such as a metric."""
+            for group, rate in zip(self.optimizer.param_groups, self.unscaled_lrs, strict=True):
+                group["lr"] = rate
+            if self.below is not None:
+                self.below.step(*args, **kwargs)
+            self.unscaled_lrs = [group["lr"] for group in self.optimizer.param_groups]
+            self.last_epoch += 1
+            self._scale()
+
+        def get_last_lr(self) -> list[Any]:
+            """The scaled rates that the next optimizer step uses, one per group."""
+            return [group["lr"] for group in self.optimizer.param_groups]
+
+        def get_lr(self) -> list[Any]:
+            """The same as `get_last_lr`."""
+            return self.get_last_lr()
+
+        def state_dict(self) -> dict[str, Any]:
+            return {
+                "version": STATE_VERSION,
+                "below": None if self.below is None else self.below.state_dict(),
+                "unscaled_lrs": list(self.unscaled_lrs),
+                "steps": self.last_epoch,
+                "base_batch_size": self.base_batch_size,
+                "method": self.method,
+                "sizes": self.sizes.state(),
+            }
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            """Go on where the state was taken; also sets the optimizer's rates.
+
+            Raises:
+                StateMismatchError: for a state of other batch sizes or settings.
+            """
+            if state_dict.get("version") != STATE_VERSION:
+                raise StateMismatchError(f"the learning-rate state has version {state_dict.get('version')!r}, not 1")
+            for name in ("base_batch_size", "method"):
+                if state_dict[name] != getattr(self, name):
+                    raise StateMismatchError(f"saved with {name}={state_dict[name]!r}, here {getattr(self, name)!r}")
+            self.sizes.load(state_dict["sizes"])
+            if self.below is not None:
+                self.below.load_state_dict(state_dict["below"])
+            self.unscaled_lrs = list(state_dict["unscaled_lrs"])
+            self.last_epoch = state_dict["steps"]
+            self._scale()
+
+        def _scale(self) -> None:
+            factor = float(lr_factor(self.sizes.at(self.last_epoch), self.base_batch_size, self.method))
+            for group, rate in zip(self.optimizer.param_groups, self.unscaled_lrs, strict=True):
+                group["lr"] = rate * factor
+
+    return BatchSizeLR

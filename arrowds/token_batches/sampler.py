@@ -1,0 +1,126 @@
+"""Hands a plan's batches to one rank, epoch after epoch, in a form that torch's DataLoader takes as `batch_sampler`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from arrowds.errors import ConfigError, StateMismatchError
+from arrowds.token_batches.plan import TokenBatchPlan
+from arrowds.token_batches.rules import require_at_least
+
+STATE_VERSION = 1
+
+
+class TokenBudgetBatchSampler:
+    """One rank's batches of a plan, as lists of int; a new order every epoch, and a state to resume from.
+
+    Each full iteration moves on to the next epoch; `set_epoch` chooses one. An iteration starts at the first batch, or,
+    once after `load_state_dict`, where the state was taken. The state depends on neither rank nor world size: between
+    two steps a run can go on with another number of ranks.
+
+    A DataLoader with workers asks for batches ahead of the training loop. `arrowds.CurriculumDataLoader` sees to that;
+    with torch's own, count what was trained on and pass it: `state_dict(batches=n)`.
+
+    Args:
+        plan: from `arrowds.batch_by_tokens`; of any epoch, the iteration starts with that one.
+        rank: this process, from 0.
+        world_size: number of ranks; divides the plan's `effective_batch_size`.
+
+    Raises:
+        ConfigError: when they do not fit together.
+
+    >>> from arrowds.token_batches.plan import batch_by_tokens
+    >>> plan = batch_by_tokens([4] * 8, max_tokens=8, order="dataloader", world_size=2)
+    >>> list(TokenBudgetBatchSampler(plan, rank=1, world_size=2))
+    [[2, 3], [6, 7]]
+    """
+
+    def __init__(self, plan: TokenBatchPlan, *, rank: int = 0, world_size: int = 1) -> None:
+        require_at_least("world_size", world_size, 1)
+        require_at_least("rank", rank, 0)
+        if rank >= world_size:
+            raise ConfigError(f"rank={rank}: expected one from 0 to {world_size - 1}, as world_size is {world_size}")
+        if plan.rules.effective_batch_size % world_size:
+            raise ConfigError(
+                f"the plan has effective_batch_size={plan.rules.effective_batch_size} batches in a step, which "
+                f"world_size={world_size} ranks can't share: plan with batch_by_tokens(..., world_size={world_size})"
+            )
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+        self._rules = asdict(plan.rules)  # once: a loader may ask for the state after each batch
+        self._start = 0  # batches of this rank that the next iteration passes over
+        self._given = 0  # batches of this rank given out in this epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the running iteration, or of the next one."""
+        return self.plan.epoch
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the dataset, those that are not batched included."""
+        return self.plan.num_samples
+
+    def __len__(self) -> int:
+        """Batches of each rank in this epoch, those given out included."""
+        return len(self.plan) // self.world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, self._start = self._start, 0
+        self._given = start
+        plan = self.plan
+        for batch in plan.batches[self.rank + start * self.world_size :: self.world_size]:
+            self._given += 1
+            yield batch.tolist()
+        if self.plan is plan:
+            self.plan, self._given = plan.with_epoch(plan.epoch + 1), 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; a resumed loop may name the current one, which keeps its place."""
+        if epoch != self.epoch:
+            self.plan, self._start, self._given = self.plan.with_epoch(epoch), 0, 0
+
+    def state_dict(self, *, batches: int | None = None) -> dict[str, Any]:
+        """Where this run is, in JSON types.
+
+        Args:
+            batches: of this rank and epoch that were trained on, when not all that were given out.
+        """
+        done = self._given if batches is None else batches
+        if not 0 <= done <= len(self):
+            raise ConfigError(f"batches={done}: expected 0 to {len(self)}, the batches of each rank in this epoch")
+        return {
+            "version": STATE_VERSION,
+            "digest": self.plan.digest,
+            "rules": dict(self._rules),
+            "epoch": self.epoch,
+            "batches": done * self.world_size,  # over all ranks
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken, with the next iteration.
+
+        Raises:
+            StateMismatchError: for a state of other samples, rules or version, or from within a step of other ranks.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise StateMismatchError(f"the state has version {state.get('version')!r}: expected {STATE_VERSION}")
+        if state.get("digest") != self.plan.digest:
+            raise StateMismatchError("the state was saved for other samples: the lengths or ids of this plan differ")
+        ours = self._rules
+        differing = [name for name in ours if state["rules"].get(name) != ours[name]]
+        if differing:
+            listed = ", ".join(f"{name} {state['rules'].get(name)!r}, here {ours[name]!r}" for name in differing)
+            raise StateMismatchError(f"the state was saved under other rules: {listed}")
+        if state["batches"] % self.world_size:
+            raise StateMismatchError(
+                f"the state was saved after {state['batches']} batches, within a step: {self.world_size} ranks can't "
+                "share those; resume with the number of ranks that saved it"
+            )
+        self.plan = self.plan.with_epoch(state["epoch"])
+        self._start = self._given = state["batches"] // self.world_size
+        if self._start >= len(self):
+            self.plan, self._start, self._given = self.plan.with_epoch(self.epoch + 1), 0, 0
