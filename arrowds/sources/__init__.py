@@ -9,7 +9,8 @@ from arrowds.sources.base import Source
 from arrowds.sources.files import FileSource
 from arrowds.sources.huggingface import HuggingFaceSource
 from arrowds.sources.megatron import MegatronSource
-from arrowds.sources.opening import open_source
+from arrowds.sources.opening import open_new_files, open_source, source_from_spec
+from arrowds.sources.records import SourceFile
 from arrowds.sources.tables import DatasetSource, TableSource
 from arrowds.sources.tokenized import TokenizedSource
 from arrowds.sources.torch import TorchSource
@@ -20,8 +21,11 @@ __all__ = [
     "HuggingFaceSource",
     "MegatronSource",
     "Source",
+    "SourceFile",
     "TableSource",
     "TokenizedSource",
     "TorchSource",
+    "open_new_files",
     "open_source",
+    "source_from_spec",
 ]

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from arrowds.errors import UnreadableFileError
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
-from arrowds.sources.files import DataFile, naming_the_file, slice_rows
+from arrowds.sources.files import DataFile, slice_rows
+from arrowds.sources.records import FileStamp
 
 _FILE_MAGIC = b"ARROW1"
 _FEATHER_1_MAGIC = b"FEA1"
@@ -28,22 +29,20 @@ class IpcFile(DataFile):
     stream: bool
 
     @classmethod
-    def open(cls, path: Path) -> IpcFile:
-        """Read the lengths of all record batches; raises UnreadableFileError."""
-        with naming_the_file(path):
-            stream = _is_stream(path)
-            with pa.memory_map(str(path)) as source:
-                reader = _reader(source, stream, [])
-                fields = [] if (mapped := _is_uncompressed(source, stream)) else _cheapest_field(reader.schema)
-                rows = [batch.num_rows for batch in _record_batches(_reader(source, stream, fields), 0)]
-            return cls(
-                path=path,
-                num_bytes=path.stat().st_size,
-                schema=plain_schema(reader.schema),
-                cuts=np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]),
-                splittable=mapped,
-                stream=stream,
-            )
+    def _open(cls, stamp: FileStamp) -> IpcFile:
+        """Read the lengths of all record batches."""
+        stream = _is_stream(stamp.path)
+        with pa.memory_map(str(stamp.path)) as source:
+            reader = _reader(source, stream, [])
+            fields = [] if (mapped := _is_uncompressed(source, stream)) else _cheapest_field(reader.schema)
+            rows = [batch.num_rows for batch in _record_batches(_reader(source, stream, fields), 0)]
+        return cls(
+            stamp=stamp,
+            schema=plain_schema(reader.schema),
+            cuts=np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]),
+            splittable=mapped,
+            stream=stream,
+        )
 
     def batches(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The rows from the record batches they lie in; a stream is walked from its beginning."""

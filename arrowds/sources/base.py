@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from arrowds.batch import Batch
 from arrowds.errors import MissingColumnError, SourceError
+from arrowds.sources.records import SourceFile
 
 MAX_BATCH_ROWS = 65_536
 """The most rows that the batches of tables and files have."""
@@ -70,6 +73,31 @@ class Source(ABC):
         """32 hexadecimal digits (XXH3, 128 bits) of the ordered content: other data, other digits."""
 
     @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The files that the rows lie in, in the order of the rows; empty where they lie in no file.
+
+        The first use digests every file; raises UnreadableFileError where one changed since it was opened.
+        """
+        return ()
+
+    def without(self, known: Sequence[SourceFile], *, compare_content: bool = False) -> Source | None:
+        """The same source without the files that `known` records; None where that leaves nothing.
+
+        A source that has no files is returned as it is. Raises SourceError where a known file has other content now
+        or, if this source has any of the known files, where one of them is missing. `compare_content` compares the
+        content of all files, whatever their paths and modification times.
+        """
+        return self
+
+    def to_spec(self) -> Mapping[str, Any] | None:
+        """A description in plain JSON values from which `source_from_spec` opens the same rows again.
+
+        None where there is no such description, as for data in memory. Raises UnreadableFileError where a file
+        changed since it was opened.
+        """
+        return None
+
+    @property
     @abstractmethod
     def description(self) -> str:
         """One line for people, the same wherever the data lie: no folder, host or time."""
@@ -118,6 +146,23 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
             f"column {repeated[0]!r} appears more than once; rename it, so that it can be selected by name"
         )
     return pa.schema([pa.field(field.name, field.type) for field in schema])
+
+
+def schema_to_text(schema: pa.Schema) -> str:
+    """The schema as a string for JSON: its Arrow IPC message in base64."""
+    return base64.b64encode(schema.serialize()).decode()
+
+
+def schema_from_text(text: str) -> pa.Schema:
+    """The schema of a string by `schema_to_text`; raises SourceError for any other string.
+
+    >>> schema_from_text(schema_to_text(pa.schema({"x": pa.int8()})))
+    x: int8
+    """
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SourceError(f"the description of a schema is damaged: {error}") from error
 
 
 def describe_columns(schema: pa.Schema) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from arrowds.errors import SourceError, UnreadableFileError
 from arrowds.sources import fingerprint
-from arrowds.sources.base import Source, describe_columns
+from arrowds.sources.base import Source, describe_columns, schema_from_text, schema_to_text
 from arrowds.sources.boundaries import merge_cuts
+from arrowds.sources.records import FileStamp, SourceFile, digests, new_files, recorded_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,33 @@ class DataFile(ABC):
 
     format: ClassVar[str]
 
-    path: Path
-    num_bytes: int
+    stamp: FileStamp
     schema: pa.Schema
     cuts: npt.NDArray[np.int64]
     """Row numbers where reading is cheap to start, first 0, last the number of rows."""
     splittable: bool
     """Whether reading may start between the cuts at little cost."""
+    digest: str = ""
+    """The digest of its bytes where opening the file had to read all of them."""
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Find out what reading needs to know; raises UnreadableFileError that names the file."""
+        stamp = FileStamp.of(path)
+        with naming_the_file(path):
+            file = cls._open(stamp)
+        stamp.check()
+        return file
+
+    @classmethod
+    @abstractmethod
+    def _open(cls, stamp: FileStamp) -> Self:
+        """Open the file, which may raise what pyarrow and the system raise."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.stamp.path
 
     @property
     def num_rows(self) -> int:
@@ -45,18 +66,41 @@ class DataFile(ABC):
         """Batches of bounded size that together are rows [start, stop), with these columns in any order."""
 
     @classmethod
-    def unify(cls, files: Sequence[DataFile]) -> pa.Schema:
-        """The one schema under which all files are read; raises SourceError, naming the file, where there is none."""
+    def unify(cls, files: Sequence[DataFile], given: pa.Schema) -> pa.Schema:
+        """The one schema under which all files are read; raises SourceError, naming the file, where there is none.
+
+        `given` has the types that are settled already; every file must have its columns.
+        """
         first = files[0]
-        for file in files[1:]:
+        for file in files:
+            settled = pa.schema([field for field in file.schema if field.name in given.names])
+            if difference := schema_difference(given, settled):
+                raise SourceError(f"{file.path} does not fit the expected columns: {difference}")
             if difference := schema_difference(first.schema, file.schema):
                 raise SourceError(f"{file.path} does not fit {first.path}: {difference}")
         return first.schema
 
+    def to_spec(self) -> dict[str, Any]:
+        """What was found out, but for the stamp and the schema, as plain JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+            if name not in ("stamp", "schema")
+        }
+
     @classmethod
-    def digests(cls, files: Sequence[DataFile]) -> list[str]:
-        """One digest of the content per file."""
-        return fingerprint.of_files([file.path for file in files])
+    def from_spec(cls, spec: Mapping[str, Any], stamp: FileStamp, schema: pa.Schema) -> Self:
+        """The file of a description by `to_spec`."""
+        values = {name: _from_json(value) for name, value in spec.items()}
+        return cls(stamp=stamp, schema=schema, **values)
+
+
+def _from_json(value: Any) -> Any:
+    """A list of numbers is an array, any other list a tuple."""
+    if not isinstance(value, list):
+        return value
+    return np.array(value, np.int64) if value and isinstance(value[0], int) else tuple(value)
 
 
 class FileSource(Source):
@@ -67,9 +111,9 @@ class FileSource(Source):
 
     concurrent = True
 
-    def __init__(self, files: Sequence[DataFile]) -> None:
-        """`files` must not be empty; raises SourceError where their schemas don't fit."""
-        self._schema = type(files[0]).unify(files)
+    def __init__(self, files: Sequence[DataFile], schema: pa.Schema | None = None) -> None:
+        """`files` must not be empty; raises SourceError where their schemas don't fit each other or `schema`."""
+        self._schema = type(files[0]).unify(files, pa.schema([]) if schema is None else schema)
         # One schema object for all, so that a pickle holds it once.
         self._files = [replace(file, schema=self._schema) for file in files]
         self._starts = np.concatenate([[0], np.cumsum([file.num_rows for file in files], dtype=np.int64)])
@@ -98,21 +142,65 @@ class FileSource(Source):
     def _read(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([self._schema.field(name) for name in columns])
         first, last = np.searchsorted(self._starts, [start + 1, stop], side="left") - [1, 0]
-        for file, offset in zip(self._files[first:last], self._starts[first:last].tolist(), strict=True):
+        for number, offset in zip(range(first, last), self._starts[first:last].tolist(), strict=True):
+            file = self._files[number]
             low, high = max(start - offset, 0), min(stop - offset, file.num_rows)
             with naming_the_file(file.path):
-                if file.path.stat().st_size != file.num_bytes:
-                    raise UnreadableFileError(f"{file.path} changed since it was opened; open the source again")
+                self._check_unchanged(number)
                 if low < high:
                     yield from (conform(batch, schema) for batch in file.batches(low, high, columns))
+                    self._check_unchanged(number)
+
+    def _check_unchanged(self, number: int) -> None:
+        known = self.__dict__.get("_digests")
+        self._files[number].stamp.check(known[number] if known else self._files[number].digest)
 
     def fingerprint(self) -> str:
         """The digest of the files' bytes, in order; their names don't count."""
-        return self._fingerprint
+        return fingerprint.combine(self._files[0].format, self._digests)
 
     @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint.combine(self._files[0].format, type(self._files[0]).digests(self._files))
+    def _digests(self) -> list[str]:
+        unread = {file.path: file.stamp for file in self._files if not file.digest}
+        read = dict(zip(unread, digests(list(unread.values())), strict=True))
+        return [file.digest or read[file.path] for file in self._files]
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The files in order."""
+        pairs = zip(self._files, self._digests, strict=True)
+        return tuple(file.stamp.record(file.num_rows, digest) for file, digest in pairs)
+
+    def without(self, known: Sequence[SourceFile], *, compare_content: bool = False) -> FileSource | None:
+        """The files that are new, under the schema of all."""
+        new = set(new_files([file.path for file in self._files], known, compare_content=compare_content))
+        left = [file for file in self._files if file.path in new]
+        if len(left) == len(self._files):
+            return self
+        return FileSource(left) if left else None
+
+    def to_spec(self) -> dict[str, Any]:
+        """The files with what was found out about each, and the schema."""
+        return {
+            "kind": "files",
+            "format": self._files[0].format,
+            "schema": schema_to_text(self._schema),
+            "files": [
+                {"record": asdict(record), "layout": file.to_spec()}
+                for record, file in zip(self.files, self._files, strict=True)
+            ],
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], file_class: type[DataFile]) -> FileSource:
+        """The source of a description by `to_spec`; raises UnreadableFileError for a file that differs."""
+        schema = schema_from_text(spec["schema"])
+        records = [SourceFile(**file["record"]) for file in spec["files"]]
+        stamps = map(recorded_stamp, records)
+        both = zip(spec["files"], stamps, strict=True)
+        self = cls([file_class.from_spec(file["layout"], stamp, schema) for file, stamp in both])
+        self._digests = [record.digest for record in records]
+        return self
 
     @property
     def description(self) -> str:

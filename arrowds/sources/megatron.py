@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from arrowds.errors import ConfigError, UnreadableFileError
-from arrowds.indexed_dataset import Dialect, IndexedDataset
+from arrowds.indexed_dataset import Dialect, IndexedDataset, strip_suffix
 from arrowds.sources import fingerprint
 from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns
+from arrowds.sources.records import FileStamp, SourceFile, digests, new_files, recorded_stamp
 
 _LENGTHS = "num_tokens"
 
@@ -47,7 +50,9 @@ class MegatronSource(Source):
     ) -> None:
         if column == _LENGTHS:
             raise ConfigError(f"the token column can't be named {_LENGTHS!r}, which is the column of lengths")
-        self._rows = IndexedDataset.open(prefix, dialect)
+        stamps = [FileStamp.of(path) for path in pair_of(prefix)]
+        self._rows, self._stamps = IndexedDataset.open(prefix, dialect), stamps
+        self._check_unchanged()
         self._column = column
         tokens = pa.large_list(pa.from_numpy_dtype(self._rows.dtype))
         self._schema = pa.schema([(column, tokens), (_LENGTHS, pa.int32())])
@@ -67,12 +72,19 @@ class MegatronSource(Source):
         return self._read(start, stop, self._schema.names if names is None else names)
 
     def _read(self, start: int, stop: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+        self._check_unchanged()
         for low in range(start, stop, MAX_BATCH_ROWS):
             high = min(low + MAX_BATCH_ROWS, stop)
             batch = pa.record_batch({_LENGTHS: pa.array(self._rows.sizes[low:high])})
             if self._column in names:
                 batch = batch.append_column(self._schema.field(0), self._lists(low, high))
             yield batch.select(names)
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        known = self.__dict__.get("_digests", ["", ""])
+        for stamp, digest in zip(self._stamps, known, strict=True):
+            stamp.check(digest)
 
     def _lists(self, low: int, high: int) -> pa.LargeListArray:
         """The rows [low, high) as lists over the mapped file, or over a copy where the rows don't lie back to back."""
@@ -106,14 +118,51 @@ class MegatronSource(Source):
 
     def fingerprint(self) -> str:
         """The digest of both files' bytes and of the dtype under which they are read."""
-        return self._fingerprint
+        return fingerprint.combine("indexed dataset", [str(self._rows.dtype), *self._digests])
 
     @cached_property
-    def _fingerprint(self) -> str:
-        files = [self._rows.prefix.with_name(f"{self._rows.prefix.name}.{suffix}") for suffix in ("bin", "idx")]
-        return fingerprint.combine("indexed dataset", [str(self._rows.dtype), *fingerprint.of_files(files)])
+    def _digests(self) -> list[str]:
+        return digests(self._stamps)
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The `.bin` file, which has the rows, and the `.idx` file."""
+        counts = (len(self), 0)
+        both = zip(self._stamps, counts, self._digests, strict=True)
+        return tuple(stamp.record(rows, digest) for stamp, rows, digest in both)
+
+    def without(self, known: Sequence[SourceFile], *, compare_content: bool = False) -> MegatronSource | None:
+        """The pair, unless it is known."""
+        paths = [stamp.path for stamp in self._stamps]
+        return self if new_files(paths, known, compare_content=compare_content) else None
+
+    def to_spec(self) -> dict[str, Any]:
+        """The pair and how it is read."""
+        files = [asdict(file) for file in self.files]
+        return {"kind": "indexed dataset", "files": files, "dialect": self._rows.dialect, "column": self._column}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> MegatronSource:
+        """The source of a description by `to_spec`; raises UnreadableFileError for a file that differs."""
+        records = [SourceFile(**file) for file in spec["files"]]
+        stamps = [recorded_stamp(record) for record in records]
+        self = cls(records[0].path, dialect=spec["dialect"], column=spec["column"])
+        for stamp in stamps:
+            stamp.check()
+        self._digests = [record.digest for record in records]
+        return self
 
     @property
     def description(self) -> str:
         """For instance "indexed dataset of uint16, columns input_ids, num_tokens"."""
         return f"indexed dataset of {self._rows.dtype.name}, {describe_columns(self._schema)}"
+
+
+def pair_of(prefix: str | os.PathLike[str]) -> list[Path]:
+    """The `.bin` and the `.idx` file of a prefix, or of either of the two.
+
+    >>> [path.name for path in pair_of("data/tokens.idx")]
+    ['tokens.bin', 'tokens.idx']
+    """
+    stem = strip_suffix(prefix)
+    return [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("bin", "idx")]

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,21 @@ from arrowds.errors import SourceError, UnreadableFileError, UnsupportedError
 from arrowds.indexed_dataset import is_indexed_dataset, strip_suffix
 from arrowds.sources.arrow_ipc import IpcFile
 from arrowds.sources.base import Source
-from arrowds.sources.files import DataFile, FileSource
+from arrowds.sources.files import DataFile, FileSource, schema_difference
 from arrowds.sources.huggingface import HuggingFaceSource
-from arrowds.sources.megatron import MegatronSource
+from arrowds.sources.megatron import MegatronSource, pair_of
 from arrowds.sources.parquet import ParquetFile
+from arrowds.sources.records import SourceFile, new_files
 from arrowds.sources.tables import TableSource, open_dataset, open_polars
 from arrowds.sources.text import CsvFile, JsonLinesFile
+from arrowds.sources.tokenized import TokenizedSource
 from arrowds.sources.torch import TorchSource
 
-_Open = Callable[[Path], DataFile]
-
-_OPENERS: dict[str, _Open] = {
-    **dict.fromkeys((".parquet", ".pq"), ParquetFile.open),
-    **dict.fromkeys((".arrow", ".feather", ".ipc"), IpcFile.open),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), JsonLinesFile.open),
-    **dict.fromkeys((".csv", ".tsv"), CsvFile.open),
+_FORMATS: dict[str, type[DataFile]] = {
+    **dict.fromkeys((".parquet", ".pq"), ParquetFile),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), IpcFile),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), JsonLinesFile),
+    **dict.fromkeys((".csv", ".tsv"), CsvFile),
 }
 _PAIR = (".bin", ".idx")
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip")
@@ -65,10 +65,8 @@ def open_source(data: Any) -> Source:
     """
     if isinstance(data, Source):
         return data
-    if isinstance(data, str | os.PathLike):
-        return _open_paths([data])
-    if isinstance(data, list | tuple) and data and all(isinstance(item, str | os.PathLike) for item in data):
-        return _open_paths(list(data))
+    if (patterns := _patterns(data)) is not None:
+        return _open_files(_listed(patterns))
     if isinstance(data, pa.Table):
         return TableSource(data)
     if isinstance(data, pa.RecordBatch):
@@ -82,6 +80,81 @@ def open_source(data: Any) -> Source:
     if _is_a(data, "datasets", "Dataset"):
         return HuggingFaceSource(data)
     return _open_map_style(data)
+
+
+def open_new_files(
+    data: Any, known: Sequence[SourceFile], *, compare_content: bool = False, schema: pa.Schema | None = None
+) -> Source | None:
+    """The source of what is new in `data`; None where nothing is.
+
+    Known files are recognised by path, size and modification time, and are not read. Where size or time differ, content
+    is compared, and with `compare_content` the content of all files, so that moved files are recognised as well. Data
+    that lie in no files are new as a whole.
+
+    Args:
+        data: Whatever `open_source` takes.
+        known: The files that are indexed already.
+        compare_content: Whether to compare the content of files that seem unchanged, and of files at other paths.
+        schema: The columns that the new files must have, of these types.
+
+    Raises SourceError where a known file has other content now; where a known file is missing, if any of the known
+    ones is among `data`; and where a new file is of another format, or doesn't fit `schema`. Raises as `open_source`.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = pathlib.Path(folder, "a.jsonl").write_text('{"x": 1}')
+        ...     known = open_source(folder).files
+        ...     second = pathlib.Path(folder, "b.jsonl").write_text('{"x": 2}')
+        ...     new = open_new_files(folder, known)
+        ...     [batch.to_pydict() for batch in new.read(0, len(new))]
+        [{'x': [2]}]
+    """
+    if (patterns := _patterns(data)) is None:
+        source = open_source(data).without(known, compare_content=compare_content)
+        return source if source is None or schema is None else _checked(source, schema)
+    # A pair is known or new by both of its files.
+    listed = [file for path in _listed(patterns) for file in (pair_of(path) if _is_pair(path) else [path])]
+    new = new_files(list(dict.fromkeys(listed)), known, compare_content=compare_content)
+    if not new:
+        return None
+    return _open_files(new, schema, known)
+
+
+def _checked(source: Source, schema: pa.Schema) -> Source:
+    """The source itself; raises SourceError unless it has the columns of `schema`."""
+    there = [] if source.schema is None else [field for field in source.schema if field.name in schema.names]
+    if difference := schema_difference(schema, pa.schema(there)):
+        raise SourceError(f"{source.description} does not fit the expected columns: {difference}")
+    return source
+
+
+def source_from_spec(spec: Mapping[str, Any]) -> Source:
+    """The source that `Source.to_spec` described: the same files, read in the same way, without digesting them again.
+
+    Raises UnreadableFileError for a file that is missing or has other content than described (recognised by size and
+    modification time), SourceError for what is no such description.
+
+    Example:
+        >>> import json, tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = pathlib.Path(folder, "a.csv").write_text("x,text\\n1,abc\\n")
+        ...     spec = json.dumps(open_source(folder).to_spec())
+        ...     [batch.to_pydict() for batch in source_from_spec(json.loads(spec)).read(0, 1)]
+        [{'x': [1], 'text': ['abc']}]
+    """
+    try:
+        match spec["kind"]:
+            case "files":
+                return FileSource.from_spec(spec, {file.format: file for file in _FORMATS.values()}[spec["format"]])
+            case "indexed dataset":
+                return MegatronSource.from_spec(spec)
+            case "tokenized":
+                return TokenizedSource.from_spec(spec, source_from_spec(spec["source"]))
+            case kind:
+                raise SourceError(f"can't open a source of the kind {kind!r}; was it described by a newer version?")
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise SourceError(f"this is not the description of a source, or it is damaged ({error!r})") from error
 
 
 def _is_a(data: Any, module: str, *names: str) -> bool:
@@ -109,25 +182,42 @@ def _open_map_style(data: Any) -> TorchSource:
     return TorchSource(data)
 
 
-def _open_paths(patterns: list[str | os.PathLike[str]]) -> Source:
-    """Files of one format, or one `.bin`/`.idx` pair."""
-    paths = [path for pattern in patterns for path in _expand(os.fspath(pattern))]
+def _patterns(data: Any) -> list[str | os.PathLike[str]] | None:
+    """The paths and patterns that are to be opened, or None for other data."""
+    if isinstance(data, str | os.PathLike):
+        return [data]
+    if isinstance(data, list | tuple) and data and all(isinstance(item, str | os.PathLike) for item in data):
+        return list(data)
+    return None
+
+
+def _listed(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    return [path for pattern in patterns for path in _expand(os.fspath(pattern))]
+
+
+def _open_files(paths: list[Path], schema: pa.Schema | None = None, known: Sequence[SourceFile] = ()) -> Source:
+    """Files of one format, that of `known`, or one `.bin`/`.idx` pair; `schema` has types that are settled."""
     pairs = sorted({strip_suffix(path) for path in paths if _is_pair(path)})
-    if len(pairs) == 1 and all(map(_is_pair, paths)):
-        return MegatronSource(pairs[0])
-    if pairs:
+    if pairs and (len(pairs) > 1 or not all(map(_is_pair, paths))):
         names = ", ".join(path.name for path in paths[:5])
         raise SourceError(f"expected one .bin/.idx pair and nothing else, got {names}; pass the prefix of one pair")
-    openers = {_opener(path) for path in paths}
-    if len(openers) > 1:
+    for path in [Path(file.path) for file in known[:1]]:
+        expected = _FORMATS.get(path.suffix.lower())
+        if bool(pairs) != (path.suffix in _PAIR) or (expected is not None and expected is not _format(paths[0])):
+            raise SourceError(f"{paths[0]} is not of the format of {path}, which is indexed already")
+    if pairs:
+        source = MegatronSource(pairs[0])
+        return source if schema is None else _checked(source, schema)
+    formats = {_format(path) for path in paths}
+    if len(formats) > 1:
         suffixes = ", ".join(sorted({path.suffix for path in paths}))
         raise SourceError(f"files of several formats ({suffixes}) can't be one dataset; pass those of one format")
-    opener = openers.pop()
-    return FileSource([opener(path) for path in paths])
+    file_class = formats.pop()
+    return FileSource([file_class.open(path) for path in paths], schema)
 
 
 def _is_pair(path: Path) -> bool:
-    return path.suffix in _PAIR or (path.suffix not in _OPENERS and is_indexed_dataset(path))
+    return path.suffix in _PAIR or (path.suffix not in _FORMATS and is_indexed_dataset(path))
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -153,11 +243,11 @@ def _expand(pattern: str) -> list[Path]:
 
 def _files_of_folder(folder: Path) -> list[Path]:
     """All data files below a folder, sorted, without hidden ones and Spark's marks, which start with an underscore."""
-    found = sorted(path for path in _visible(folder) if path.suffix in _OPENERS or path.suffix in _PAIR)
+    found = sorted(path for path in _visible(folder) if path.suffix in _FORMATS or path.suffix in _PAIR)
     found = _outside_indexes(found, folder)
     if found:
         return found
-    raise UnreadableFileError(f"no data file in {folder}; looked for {', '.join([*_OPENERS, *_PAIR])}")
+    raise UnreadableFileError(f"no data file in {folder}; looked for {', '.join([*_FORMATS, *_PAIR])}")
 
 
 def _visible(folder: Path) -> Iterator[Path]:
@@ -191,12 +281,12 @@ def _is_index(folder: Path) -> bool:
     return len(there) > 1 and there[0] in ("plan.json", "writer.lock")
 
 
-def _opener(path: Path) -> _Open:
-    opener = _OPENERS.get(path.suffix.lower())
-    if opener is not None:
-        return opener
+def _format(path: Path) -> type[DataFile]:
+    file_class = _FORMATS.get(path.suffix.lower())
+    if file_class is not None:
+        return file_class
     if path.suffix in _COMPRESSED:
         raise UnsupportedError(f"can't read {path} compressed; decompress it first")
     raise SourceError(
-        f"can't tell the format of {path} by its name; known endings are {', '.join([*_OPENERS, *_PAIR])}"
+        f"can't tell the format of {path} by its name; known endings are {', '.join([*_FORMATS, *_PAIR])}"
     )

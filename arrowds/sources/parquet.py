@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
-from arrowds.sources.files import DataFile, naming_the_file, slice_rows
+from arrowds.sources.files import DataFile, slice_rows
+from arrowds.sources.records import FileStamp
 
 _BATCH_BYTES = 64 << 20
 
@@ -24,13 +24,12 @@ class ParquetFile(DataFile):
     format: ClassVar[str] = "parquet"
 
     @classmethod
-    def open(cls, path: Path) -> ParquetFile:
-        """Read the footer; raises UnreadableFileError."""
-        with naming_the_file(path), pq.ParquetFile(path) as file:
+    def _open(cls, stamp: FileStamp) -> ParquetFile:
+        """Read the footer."""
+        with pq.ParquetFile(stamp.path) as file:
             rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             return cls(
-                path=path,
-                num_bytes=path.stat().st_size,
+                stamp=stamp,
                 schema=plain_schema(file.schema_arrow),
                 cuts=np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]),
                 splittable=False,

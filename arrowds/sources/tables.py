@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ import pyarrow as pa
 from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns, plain_schema
 from arrowds.sources.boundaries import merge_cuts
 from arrowds.sources.columnar import ColumnarSource
-from arrowds.sources.files import conform, slice_rows
+from arrowds.sources.files import conform, naming_the_file, slice_rows
+from arrowds.sources.records import FileStamp, SourceFile, digests, new_files
 
 
 class TableSource(ColumnarSource):
@@ -68,8 +71,12 @@ class DatasetSource(ColumnarSource):
         """Count the rows of every file; raises SourceError where two columns have one name."""
         self._dataset = dataset
         super().__init__(plain_schema(dataset.schema))
-        rows = [_num_rows(piece) for piece in self._pieces()]
+        # What lies in a store is not checked.
+        self._stamps = [FileStamp.of(Path(path)) for path in dataset.files] if _is_local(dataset.filesystem) else []
+        pieces = self._pieces()
+        rows = [_num_rows(piece) for piece in pieces]
         self._cuts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._check_unchanged({piece.path for piece in pieces})
 
     def _pieces(self) -> list[Any]:
         """The fragments in order, Parquet files as one fragment per row group."""
@@ -78,6 +85,36 @@ class DatasetSource(ColumnarSource):
             for fragment in self._dataset.get_fragments()
             for piece in (fragment.split_by_row_group() if hasattr(fragment, "split_by_row_group") else [fragment])
         ]
+
+    def _check_unchanged(self, paths: Collection[str]) -> None:
+        known = self.__dict__.get("_digests", [""] * len(self._stamps))
+        for stamp, digest in zip(self._stamps, known, strict=True):
+            if str(stamp.path) in paths:
+                stamp.check(digest)
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return digests(self._stamps)
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The files in order; empty where they don't lie on a local file system."""
+        rows = dict.fromkeys(self._dataset.files, 0)
+        for piece, count in zip(self._pieces(), np.diff(self._cuts).tolist(), strict=True):
+            rows[piece.path] += count
+        both = zip(self._stamps, self._digests, strict=True)
+        return tuple(stamp.record(rows[str(stamp.path)], digest) for stamp, digest in both)
+
+    def without(self, known: Sequence[SourceFile], *, compare_content: bool = False) -> Source | None:
+        """The fragments of the files that are new."""
+        if not self._stamps:
+            return self
+        new = set(new_files([stamp.path for stamp in self._stamps], known, compare_content=compare_content))
+        left = [fragment for fragment in self._dataset.get_fragments() if Path(fragment.path) in new]
+        if len(new) == len(self._stamps) or not left:
+            return self if left else None
+        dataset = self._dataset
+        return DatasetSource(type(dataset)(left, dataset.schema, dataset.format, dataset.filesystem))
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -96,14 +133,23 @@ class DatasetSource(ColumnarSource):
         names = self._schema.names if columns is None else columns
         schema = pa.schema([self._schema.field(name) for name in names])
         first, last = np.searchsorted(self._cuts, [start + 1, stop], side="left") - [1, 0]
-        for piece, row in zip(self._pieces()[first:last], self._cuts[first:last].tolist(), strict=True):
-            batches = piece.to_batches(schema=self._dataset.schema, columns=names, batch_size=MAX_BATCH_ROWS)
-            yield from (conform(batch, schema) for batch in slice_rows(batches, row, start, stop, MAX_BATCH_ROWS))
+        pieces = self._pieces()[first:last]
+        paths = {piece.path for piece in pieces}
+        self._check_unchanged(paths)
+        for piece, row in zip(pieces, self._cuts[first:last].tolist(), strict=True):
+            with naming_the_file(Path(piece.path)):
+                batches = piece.to_batches(schema=self._dataset.schema, columns=names, batch_size=MAX_BATCH_ROWS)
+                yield from (conform(batch, schema) for batch in slice_rows(batches, row, start, stop, MAX_BATCH_ROWS))
+        self._check_unchanged(paths)
 
     @property
     def description(self) -> str:
         """For instance "pyarrow dataset, 3 files, columns input_ids, text"."""
         return f"pyarrow dataset, {len(self._dataset.files)} files, {describe_columns(self._schema)}"
+
+
+def _is_local(filesystem: Any) -> bool:
+    return bool(filesystem.type_name == "local")
 
 
 def _num_rows(piece: Any) -> int:

@@ -18,7 +18,8 @@ import xxhash
 
 from arrowds.errors import SourceError, UnreadableFileError
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
-from arrowds.sources.files import DataFile, naming_the_file, schema_difference, slice_rows
+from arrowds.sources.files import DataFile, schema_difference, slice_rows
+from arrowds.sources.records import FileStamp
 from arrowds.sources.text_rows import BLOCK_BYTES, Block, blocks, check_utf8
 from arrowds.sources.text_types import merge_schemas
 
@@ -29,7 +30,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class TextFile(DataFile):
     """One text file with a row per line: what its one pass found out."""
 
-    digest: str
     mark_rows: npt.NDArray[np.int64]
     """Row numbers whose positions are known, first 0, last the number of rows."""
     mark_positions: npt.NDArray[np.int64]
@@ -38,8 +38,9 @@ class TextFile(DataFile):
     quoted: ClassVar[bool]
 
     @classmethod
-    def _scan(cls, path: Path, head: bytes, empty: pa.Schema, **options: Any) -> Self:
+    def _scan(cls, stamp: FileStamp, head: bytes, empty: pa.Schema, **options: Any) -> Self:
         """Find the rows, the schema and the digest of the file; `head` is what lies before the first row."""
+        path = stamp.path
         state = xxhash.xxh3_128(head)
         schema, rows, marks = empty, 0, []
         for block in blocks(path, head, quoted=cls.quoted, on_bytes=state.update):
@@ -50,16 +51,14 @@ class TextFile(DataFile):
             mark_rows, positions = block.marks()
             marks.append((mark_rows + rows, positions))
             rows += len(block.row_starts)
-        size = path.stat().st_size
         return cls(
-            path=path,
-            num_bytes=size,
+            stamp=stamp,
             schema=plain_schema(schema),
             cuts=np.unique([0, rows]),
             splittable=True,
             digest=state.hexdigest(),
             mark_rows=np.concatenate([*(found for found, _ in marks), [rows]]),
-            mark_positions=np.concatenate([*(found for _, found in marks), [size]]),
+            mark_positions=np.concatenate([*(found for _, found in marks), [stamp.num_bytes]]),
             **options,
         )
 
@@ -109,11 +108,6 @@ class TextFile(DataFile):
             file.seek(begin)
             return file.read(stop - begin)
 
-    @classmethod
-    def digests(cls, files: Sequence[DataFile]) -> list[str]:
-        """What the pass over each file already found."""
-        return [file.digest for file in files if isinstance(file, TextFile)]
-
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLinesFile(TextFile):
@@ -123,11 +117,9 @@ class JsonLinesFile(TextFile):
     quoted: ClassVar[bool] = False
 
     @classmethod
-    def open(cls, path: Path) -> JsonLinesFile:
-        """Read the whole file once; raises UnreadableFileError, with the line where it can be told."""
-        with naming_the_file(path):
-            head = _byte_order_mark(path)
-            return cls._scan(path, head, pa.schema([]))
+    def _open(cls, stamp: FileStamp) -> JsonLinesFile:
+        """Read the whole file once."""
+        return cls._scan(stamp, _byte_order_mark(stamp.path), pa.schema([]))
 
     @staticmethod
     def _parse(data: memoryview | bytes, schema: pa.Schema, columns: list[str] | None, **options: Any) -> pa.Table:
@@ -142,12 +134,9 @@ class JsonLinesFile(TextFile):
         return pa.json.read_json(pa.BufferReader(data), read, parse)
 
     @classmethod
-    def unify(cls, files: Sequence[DataFile]) -> pa.Schema:
+    def unify(cls, files: Sequence[DataFile], given: pa.Schema) -> pa.Schema:
         """All keys of all files, with the types merged as within one file."""
-        schema = files[0].schema
-        for file in files[1:]:
-            schema = merge_schemas([schema, file.schema], file.path, text_wins=False)
-        return schema
+        return _merged(files, given, text_wins=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +150,14 @@ class CsvFile(TextFile):
     names: tuple[str, ...]
 
     @classmethod
-    def open(cls, path: Path) -> CsvFile:
-        """Read the whole file once; raises UnreadableFileError, with the line where it can be told."""
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        with naming_the_file(path):
-            head = _header(path)
-            check_utf8(path, memoryview(head), 0)
-            names = _header_names(head, delimiter)
-            empty = plain_schema(pa.schema([(name, pa.null()) for name in names]))
-            return cls._scan(path, head, empty, delimiter=delimiter, names=names)
+    def _open(cls, stamp: FileStamp) -> CsvFile:
+        """Read the whole file once."""
+        delimiter = "\t" if stamp.path.suffix == ".tsv" else ","
+        head = _header(stamp.path)
+        check_utf8(stamp.path, memoryview(head), 0)
+        names = _header_names(head, delimiter)
+        empty = plain_schema(_untyped(names))
+        return cls._scan(stamp, head, empty, delimiter=delimiter, names=names)
 
     @staticmethod
     def _parse(data: memoryview | bytes, schema: pa.Schema, columns: list[str] | None, **options: Any) -> pa.Table:
@@ -187,15 +175,34 @@ class CsvFile(TextFile):
         return {"delimiter": self.delimiter, "names": self.names}
 
     @classmethod
-    def unify(cls, files: Sequence[DataFile]) -> pa.Schema:
+    def unify(cls, files: Sequence[DataFile], given: pa.Schema) -> pa.Schema:
         """The same header in all files, in any order, with the types merged as within one file."""
-        schema = files[0].schema
-        for file in files[1:]:
-            both = [pa.schema([(name, pa.null()) for name in names]) for names in (schema.names, file.schema.names)]
-            if difference := schema_difference(*both):
+        expected = _untyped(files[0].schema.names)
+        for file in files:
+            names = file.schema.names
+            if difference := schema_difference(expected, _untyped(names)):
                 raise SourceError(f"{file.path} does not fit {files[0].path}: {difference}")
-            schema = merge_schemas([schema, file.schema], file.path, text_wins=True)
-        return schema
+            settled = _untyped([name for name in names if name in given.names])
+            if difference := schema_difference(_untyped(given.names), settled):
+                raise SourceError(f"{file.path} does not fit the expected columns: {difference}")
+        return _merged(files, given, text_wins=True)
+
+
+def _untyped(names: Sequence[str]) -> pa.Schema:
+    return pa.schema([(name, pa.null()) for name in names])
+
+
+def _merged(files: Sequence[DataFile], given: pa.Schema, *, text_wins: bool) -> pa.Schema:
+    """The types of all files merged; those of `given` are settled, and a file whose values need another is refused."""
+    schema = files[0].schema
+    for file in files:
+        schema = merge_schemas([schema, file.schema], file.path, text_wins=text_wins)
+        known = pa.schema([field for field in file.schema if field.name in given.names])
+        settled = merge_schemas([given, known], file.path, text_wins=text_wins)
+        if difference := schema_difference(given, settled):
+            raise SourceError(f"{file.path} does not fit the expected columns: {difference}")
+    types = {field.name: field.type for field in schema} | {field.name: field.type for field in given}
+    return pa.schema(types)
 
 
 def _byte_order_mark(path: Path) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 from arrowds.errors import ConfigError, MissingExtraError, SourceError, UnreadableFileError
 from arrowds.sources import fingerprint
 from arrowds.sources.base import Source
+from arrowds.sources.records import SourceFile
 
 
 class TokenizedSource(Source):
@@ -120,6 +122,38 @@ class TokenizedSource(Source):
         """The digest of the source's, the tokenizer and the names."""
         how = [self._column, self._output, self._json or "bytes", str(self._special_tokens)]
         return fingerprint.combine("tokenized", [self._source.fingerprint(), *how])
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """Those of the source."""
+        return self._source.files
+
+    def without(self, known: Sequence[SourceFile], *, compare_content: bool = False) -> TokenizedSource | None:
+        """The new files of the source, tokenized in the same way."""
+        new = self._source.without(known, compare_content=compare_content)
+        if new is None or new is self._source:
+            return None if new is None else self
+        other = copy(self)
+        other._source = new
+        return other
+
+    def to_spec(self) -> dict[str, Any] | None:
+        """How the source is opened and its text tokenized; None where the source has no description."""
+        source = self._source.to_spec()
+        names = {"column": self._column, "output": self._output, "special_tokens": self._special_tokens}
+        return None if source is None else {"kind": "tokenized", "source": source, "tokenizer": self._json, **names}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], source: Source) -> TokenizedSource:
+        """The source of a description by `to_spec`, where `source` is opened already."""
+        tokenizer = spec["tokenizer"]
+        return cls(
+            source,
+            column=spec["column"],
+            tokenizer="bytes" if tokenizer is None else _tokenizers().Tokenizer.from_str(tokenizer),
+            output=spec["output"],
+            special_tokens=spec["special_tokens"],
+        )
 
     @property
     def description(self) -> str:

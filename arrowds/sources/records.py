@@ -1,0 +1,159 @@
+"""Which files a source consists of: what is recorded of each, and whether it still is what was recorded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from arrowds.errors import SourceError, UnreadableFileError
+from arrowds.sources import fingerprint
+
+_MOST_NAMES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a source as an index records it; its fields are plain, so that it can be written as JSON.
+
+    The first row of a file follows from the rows of the files before it.
+
+    Attributes:
+        path: the absolute path.
+        num_rows: the rows that the file adds to the source; 0 for an `.idx` file, whose `.bin` file has them.
+        num_bytes: its size.
+        modified: the modification time in nanoseconds (a local file).
+        digest: 32 hexadecimal digits (XXH3, 128 bits) of its bytes.
+    """
+
+    path: str
+    num_rows: int
+    num_bytes: int
+    modified: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What the system says of a file when it is opened; it says something else once the file is written or replaced.
+
+    Attributes:
+        path: the path as it was given.
+        num_bytes: its size.
+        modified: the modification time in nanoseconds.
+        identity: inode and change time, which also differ after `chmod`, and between hosts for copies of one file.
+    """
+
+    path: Path
+    num_bytes: int
+    modified: int
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """Ask the system; raises UnreadableFileError."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UnreadableFileError(f"can't read {path}: {error.strerror or error}") from error
+        return cls(path, status.st_size, status.st_mtime_ns, (status.st_ino, status.st_ctime_ns))
+
+    def record(self, num_rows: int, digest: str) -> SourceFile:
+        """What an index records of the file: links in its path stay, `..` does not."""
+        path = os.path.abspath(self.path)  # noqa: PTH100  # Path.resolve would follow links
+        return SourceFile(path, num_rows, self.num_bytes, str(self.modified), digest)
+
+    def check(self, digest: str = "") -> None:
+        """Raise UnreadableFileError unless the file is still the one that was opened.
+
+        Where nothing but its identity differs, its content decides, if `digest` says what that was.
+        """
+        now = FileStamp.of(self.path)
+        if now == self:
+            return
+        untouched = (now.num_bytes, now.modified) == (self.num_bytes, self.modified)
+        if not (untouched and digest and _digest(now) == digest):
+            raise UnreadableFileError(f"{self.path} changed since it was opened; open the source again")
+
+
+@lru_cache(maxsize=4096)
+def _digest(stamp: FileStamp) -> str:
+    """The digest of a file, computed once for each state of it."""
+    return fingerprint.of_files([stamp.path])[0]
+
+
+def digests(stamps: Sequence[FileStamp]) -> list[str]:
+    """The digests of the files' bytes; raises UnreadableFileError where one is not the file that was opened."""
+    for stamp in stamps:
+        stamp.check()
+    found = fingerprint.of_files([stamp.path for stamp in stamps])
+    for stamp in stamps:
+        stamp.check()
+    return found
+
+
+def recorded_stamp(file: SourceFile) -> FileStamp:
+    """The stamp of a recorded file; raises UnreadableFileError unless it still has the content that was recorded.
+
+    The file is read only where its modification time differs.
+    """
+    path = Path(file.path)
+    stamp = FileStamp.of(path)
+    same_size = stamp.num_bytes == file.num_bytes
+    if not same_size or (str(stamp.modified) != file.modified and _digest(stamp) != file.digest):
+        raise UnreadableFileError(
+            f"{path} changed since it was recorded: it has {stamp.num_bytes} bytes"
+            + (" of other content" if same_size else f" instead of {file.num_bytes}")
+        )
+    return stamp
+
+
+def new_files(paths: Sequence[Path], known: Sequence[SourceFile], *, compare_content: bool) -> list[Path]:
+    """The paths, in order, that are none of the known files.
+
+    A file whose path, size and modification time are known is not read. Where size or time differ, its content is
+    compared. `compare_content` compares the content of every file, so that files that were moved are known as well.
+
+    Raises SourceError where a known file has other content now, and, if any of the files is known, where a known file
+    is missing.
+    """
+    # By the file that a path leads to, since links give one file several names.
+    by_path = {os.path.realpath(file.path): file for file in known}
+    by_digest = {file.digest: file for file in known} if compare_content else {}
+    new, found = [], set()
+    for path in paths:
+        file = by_path.get(os.path.realpath(path))
+        if file is None and compare_content:
+            file = by_digest.get(_digest(FileStamp.of(path)))
+        elif file is not None:
+            _check_content(path, file, compare_content=compare_content)
+        if file is None:
+            new.append(path)
+        else:
+            found.add(file.path)
+    if found:
+        _check_existence([file.path for file in known if file.path not in found])
+    return new
+
+
+def _check_content(path: Path, file: SourceFile, *, compare_content: bool) -> None:
+    stamp = FileStamp.of(path)
+    if not compare_content and (stamp.num_bytes, str(stamp.modified)) == (file.num_bytes, file.modified):
+        return
+    if stamp.num_bytes != file.num_bytes or _digest(stamp) != file.digest:
+        raise SourceError(
+            f"{path} changed since it was indexed ({file.num_rows} rows, {file.num_bytes} bytes); put the old file "
+            "back and add new rows as new files, or index everything again with overwrite=True"
+        )
+
+
+def _check_existence(paths: Sequence[str]) -> None:
+    missing = [path for path in paths if not Path(path).exists()]
+    if missing:
+        more = f" and {len(missing) - _MOST_NAMES} more" if len(missing) > _MOST_NAMES else ""
+        raise SourceError(
+            f"files that are in the index are missing: {', '.join(missing[:_MOST_NAMES])}{more}; put them back, or "
+            "index what is left with overwrite=True"
+        )
