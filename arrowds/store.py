@@ -13,7 +13,7 @@ import re
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -115,12 +115,12 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def list(self, prefix: str) -> list[Entry]:
+    def entries(self, prefix: str) -> list[Entry]:
         """Return all objects whose name starts with ``prefix + "/"`` (all objects for ""), sorted by name."""
 
     def names(self, prefix: str) -> list[str]:
-        """Return the names of :meth:`list`."""
-        return [entry.name for entry in self.list(prefix)]
+        """Return the names of :meth:`entries`."""
+        return [entry.name for entry in self.entries(prefix)]
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -190,7 +190,7 @@ class LocalStore(Store):
         except OSError as error:
             raise StorageError(error.errno, f"{path} could not be written: {explained(error)}") from error
 
-    def list(self, prefix: str) -> list[Entry]:
+    def entries(self, prefix: str) -> list[Entry]:
         start = self.root / prefix if prefix else self.root
         found = []
         for folder, _, files in os.walk(start):
@@ -423,7 +423,7 @@ class ObjectStore(Store):
         if twice != (True, False):
             raise StorageError(_no_conditional_put(self.url))
 
-    def list(self, prefix: str) -> list[Entry]:
+    def entries(self, prefix: str) -> list[Entry]:
         import obstore
 
         with self._explaining(prefix, "listed"):
@@ -491,7 +491,8 @@ def _client(url: str, options: Mapping[str, Any]) -> Any:
         client_options.setdefault("allow_http", True)
     retry = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
     try:
-        return from_url(url, config=config or None, client_options=client_options or None, retry_config=retry)  # type: ignore[arg-type]  # users' own keys
+        open_url: Callable[..., Any] = from_url  # its overloads name every key of every service
+        return open_url(url, config=config or None, client_options=client_options or None, retry_config=retry)
     except (BaseError, ValueError, TypeError) as error:
         raise ConfigError(f"{url} can't be opened with these storage_options: {_first_line(error)}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import xxhash
@@ -21,6 +22,9 @@ MOST_SEGMENT_ROWS = 1 << 32
 _FEWEST_ROWS = 1 << 10
 _MOST_ROWS = 1 << 20
 _PARTS_WANTED = 64
+
+
+Operation = Literal["analyze", "append", "add_metrics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class BuildPlan:
 
     Attributes:
         store: where the index is.
+        operation: what is done to the index.
         key: names the build's own folder and all files that it makes.
         source: what is measured.
         fingerprint: digest of the source's ordered content.
@@ -61,9 +66,11 @@ class BuildPlan:
         parts: the row ranges of the map's tasks, in order.
         metrics: what is measured, with the totals that some of them require first.
         basis: totals that are known already, by name: those that metrics were defined with.
+        replaces: the version whose samples an analysis takes the place of; 0 for none.
     """
 
     store: Store
+    operation: Operation
     key: str
     source: Source
     fingerprint: str
@@ -71,11 +78,22 @@ class BuildPlan:
     parts: tuple[Part, ...]
     metrics: tuple[Metric, ...]
     basis: Mapping[str, np.ndarray]
+    replaces: int = 0
 
     @property
     def num_samples(self) -> int:
         """Rows of the source."""
         return self.parts[-1].stop
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What all processes that work on a build must have in common, by the name of it."""
+        return {
+            "operation": self.operation,
+            "data": f"{self.source.description}, {self.num_samples} samples, {self.fingerprint}",
+            "metrics": ", ".join(metric.name for metric in self.metrics),
+            "code of the metrics": "; ".join(f"{metric.name}: {metric.definition()}" for metric in self.metrics),
+        }
 
     @property
     def per_sample(self) -> list[Metric]:

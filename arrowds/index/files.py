@@ -32,31 +32,23 @@ _SMALLEST_HOLE = 1 << 20
 _LARGEST_FRAME = 1 << 16
 
 
-def write_parquet(
-    store: Store, name: str, tables: pa.Table | Iterable[pa.Table], *, schema: pa.Schema | None = None
-) -> FileRecord:
-    """Write one Parquet file from a table, or from tables of one ``schema``, one after the other.
+def write_parquet(store: Store, name: str, table: pa.Table) -> FileRecord:
+    """Write a table as one Parquet file; equal tables give equal bytes.
 
-    Equal rows in equal tables give equal bytes. Integers are delta-encoded; floats are split into byte streams, which
-    zstd compresses: smaller than dictionaries for ids, lengths and losses.
+    Integers are delta-encoded; floats are split into byte streams, which zstd compresses: smaller than dictionaries for
+    ids, lengths and losses.
     """
-    if isinstance(tables, pa.Table):
-        tables, schema = [tables], tables.schema
-    if schema is None:
-        tables = list(tables)
-        schema = tables[0].schema
     with (
         store.writing(name) as draft,
-        pq.ParquetWriter(draft.path, schema, **_encodings(schema)) as writer,
+        pq.ParquetWriter(draft.path, table.schema, **_encodings(table.schema)) as writer,
     ):
-        for table in tables:
-            writer.write_table(table.combine_chunks(), row_group_size=ROWS_PER_GROUP)
+        writer.write_table(table.combine_chunks(), row_group_size=ROWS_PER_GROUP)
     written: FileRecord = draft.written
     return written
 
 
 def _encodings(schema: pa.Schema) -> dict[str, object]:
-    """How each column is stored. What is delta-encoded gains nothing from compression, and ids are never filtered by."""
+    """How each column is stored: what is delta-encoded gains nothing from compression; ids are never filtered by."""
     integers = [field.name for field in schema if pa.types.is_integer(field.type)]
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     encodings = {**dict.fromkeys(integers, "DELTA_BINARY_PACKED"), **dict.fromkeys(floats, "BYTE_STREAM_SPLIT")}
@@ -99,7 +91,7 @@ def open_ipc(store: Store, name: str) -> pa.ipc.RecordBatchFileReader:
         path = store.path(name)
         if path is not None:
             return pa.ipc.open_file(pa.memory_map(str(path)))
-        return pa.ipc.open_file(pa.PythonFile(io.BufferedReader(_Ranges(store, name), 1 << 16), mode="r"))  # type: ignore[arg-type]  # a raw reader
+        return pa.ipc.open_file(pa.PythonFile(io.BufferedReader(_Ranges(store, name), 1 << 16), mode="r"))
 
 
 class _Ranges(io.RawIOBase):

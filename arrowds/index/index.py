@@ -41,8 +41,8 @@ def open_index(
     Args:
         path: the folder or URL that ``arrowds.analyze`` wrote.
         version: which snapshot; by default the newest. It stays what it is while newer ones are committed.
-        verify: read every file and compare its digest with the manifest. Without it, the sizes are compared, of an index
-            in an object store when a file is read.
+        verify: read every file and compare its digest with the manifest. Without it, only the sizes are compared; those
+            of an index in an object store when a file is read.
         cache_dir: where this host keeps the memory maps of an index in an object store, or on a disk that can't be
             written; by default ``arrowds`` in the user's cache folder.
         storage_options: for a URL, keys such as ``aws_endpoint_url``; see :func:`arrowds.store.open_store`.
@@ -109,7 +109,7 @@ class Index:
 
     @computed_once
     def fingerprint(self) -> str:
-        """A digest (32 hexadecimal digits) of the data and of every metric's values; a compaction does not change it."""
+        """A digest (32 hexadecimal digits) of the data and of every metric's values; compaction does not change it."""
         return self.manifest.fingerprint()
 
     def __getitem__(self, name: str) -> MetricIndex:

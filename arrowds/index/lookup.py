@@ -1,7 +1,7 @@
 """The order of a metric as three questions: a value's rank, the values at positions, the ids at positions.
 
-:class:`MappedOrder` answers from the memory maps, by binary search. :class:`BucketOrder` answers from the Parquet files of
-an index in an object store, before this host has maps of it: it reads the few buckets that a question touches.
+:class:`MappedOrder` answers from the memory maps, by binary search. :class:`BucketOrder` answers from the Parquet files
+of an index in an object store, before this host has maps of it: it reads the few buckets that a question touches.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class MappedOrder:
 
     def _foreign_ids(self) -> IndexCorruptError:
         return IndexCorruptError(
-            f"order.arrow of metric {self._metric!r} has ids that the index does not; run arrowds verify, which names the folder "
-            "to be deleted"
+            f"order.arrow of metric {self._metric!r} has ids that the index has not; run arrowds verify, which names "
+            "the folder to be deleted"
         )
 
 
@@ -135,7 +135,7 @@ def _rank_in_bucket(column: SegmentColumn, bucket: Bucket, value: float, side: S
     if bucket.low > value or (side == "left" and bucket.low == value):
         return 0
     table = _bucket_distribution(column, bucket)
-    values = memoryview(table[VALUE].to_physical().to_numpy())
+    values = memoryview(table[VALUE].to_numpy().data)
     rows = (bisect_right if side == "right" else bisect_left)(values, value)
     return int(table[COUNT][:rows].sum())
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Literal
 
-import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,7 @@ from arrowds.errors import (
 from arrowds.index import paths
 from arrowds.parallel import ordered_map
 from arrowds.schema import FORMAT_VERSION, VALUE_TYPE_NAMES, check_metric_name
+from arrowds.sources.records import SourceFile
 from arrowds.store import FileRecord, LocalStore, Store
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -45,16 +46,6 @@ class File(_Frozen):
     def of(cls, record: FileRecord) -> File:
         """The entry of a file that was written."""
         return cls(bytes=record.bytes, xxh3=record.xxh3)
-
-
-class DataFile(_Frozen):
-    """One file of the dataset: where it was, its rows, and what tells whether it has changed since."""
-
-    path: str
-    num_rows: Count
-    num_bytes: Count
-    modified: str
-    digest: str
 
 
 class Bucket(_Frozen):
@@ -123,7 +114,7 @@ class Segment(_Frozen):
     description: str
     fingerprint: str
     num_samples: Count
-    data: tuple[DataFile, ...] = ()
+    data: tuple[SourceFile, ...] = ()
     columns: dict[str, Column] = Field(default_factory=dict)
     totals: dict[str, Total] = Field(default_factory=dict)
 
@@ -193,7 +184,7 @@ class Manifest(_Frozen):
     @cached_property
     def first_ids(self) -> list[int]:
         """The global id of each segment's first sample."""
-        return np.cumsum([0, *(segment.num_samples for segment in self.segments)])[:-1].tolist()
+        return list(accumulate((segment.num_samples for segment in self.segments[:-1]), initial=0))
 
     @property
     def files(self) -> dict[str, File]:
@@ -303,7 +294,7 @@ def _read(store: Store, version: int) -> Manifest:
             )
         if header.vacuumed:
             raise VersionNotFoundError(
-                f"version {version} of {store.url} was vacuumed; arrowds.versions({store.url!r}) lists those that are kept"
+                f"version {version} of {store.url} was vacuumed; arrowds.versions({store.url!r}) lists the others"
             )
         manifest = Manifest.model_validate_json(text)
         _check_names(manifest, version)

@@ -130,7 +130,8 @@ def _distribution_view(index: Queryable, name: str) -> str:
         source = f"read_parquet([{listed}], hive_partitioning=false, union_by_name=true)"
     return (
         f'create view "distribution_{name}" as select value, sum(count)::BIGINT as count, '
-        f"(sum(sum(count)) over (order by value))::BIGINT as cumulative_count from {source} group by value order by value"
+        "(sum(sum(count)) over (order by value))::BIGINT as cumulative_count "
+        f"from {source} group by value order by value"
     )
 
 

@@ -1,7 +1,7 @@
 """The memory maps of one metric: values by sample and samples by value, made from the Parquet files of all segments.
 
-A view is a folder with ``values.arrow``, ``order.arrow`` and ``view.json``, which is written last and says what they were
-made from. It is derived: it can be deleted at any time, and is made again where it is needed, once per host.
+A view is a folder with ``values.arrow``, ``order.arrow`` and ``view.json``, written last, with their digests.
+It is derived: it can be deleted at any time, and is made again where it is needed, once per host.
 """
 
 from __future__ import annotations

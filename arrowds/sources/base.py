@@ -72,6 +72,10 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """32 hexadecimal digits (XXH3, 128 bits) of the ordered content: other data, other digits."""
 
+    def fingerprint_of(self, start: int, stop: int) -> str | None:
+        """The fingerprint that a source of the rows [start, stop) alone would have; None where it can't be told."""
+        return self.fingerprint() if (start, stop) == (0, len(self)) else None
+
     @property
     def files(self) -> tuple[SourceFile, ...]:
         """The files that the rows lie in, in the order of the rows; empty where they lie in no file.

@@ -28,6 +28,13 @@ class ColumnarSource(Source):
         """The digest of the rows in order."""
         return self._fingerprint
 
+    def fingerprint_of(self, start: int, stop: int) -> str:
+        """The digest of the rows [start, stop)."""
+        return self.fingerprint() if (start, stop) == (0, len(self)) else self._digest(start, stop)
+
+    def _digest(self, start: int, stop: int) -> str:
+        return fingerprint.of_batches(self._schema, self.read(start, stop))
+
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint.of_batches(self._schema, self.read(0, len(self)))
+        return self._digest(0, len(self))

@@ -127,19 +127,29 @@ class TorchSource(Source):
         """The digest of the samples, or of the string given instead."""
         return self._fingerprint
 
+    def fingerprint_of(self, start: int, stop: int) -> str | None:
+        """The digest of the samples [start, stop); None where a string was given for the whole instead."""
+        if (start, stop) == (0, self._len):
+            return self.fingerprint()
+        return None if self._given is not None else self._digest(start, stop)
+
     @cached_property
     def _fingerprint(self) -> str:
+        return self._digest(0, self._len)
+
+    def _digest(self, start: int, stop: int) -> str:
         # What metrics see is what the collate function makes of the samples.
         collated = [] if self.collate_fn is None else [callable_digest(self.collate_fn)]
         if self._given is not None:
             return digests.combine("named", [self._given, *collated])
-        count = self._len if self._len <= _FULLY_DIGESTED else _DIGESTED_OF_MORE
-        ids = np.linspace(0, self._len - 1, count, dtype=np.int64).tolist()
+        rows = stop - start
+        count = rows if rows <= _FULLY_DIGESTED else _DIGESTED_OF_MORE
+        ids = np.linspace(start, stop - 1, count, dtype=np.int64).tolist()
         state = xxhash.xxh3_128()
         for low in range(0, count, self.batch_size):
             for sample in self._samples(ids[low : low + self.batch_size]):
                 feed(sample, state.update)
-        return digests.combine("torch", [self._name, str(self._len), state.hexdigest(), *collated])
+        return digests.combine("torch", [self._name, str(rows), state.hexdigest(), *collated])
 
     @property
     def description(self) -> str:

@@ -15,8 +15,8 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from arrowds.errors import ProfilerError
-from arrowds.index.files import replacing
 from arrowds.stats.profiler.buffer import EVENT_SCHEMA, EVENTS_VERSION, VERSION_KEY
+from arrowds.store import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +97,12 @@ def stream_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 def compact(source: Path, target: Path) -> None:
     """Copy an event file to a Parquet file, atomically and in row groups, so memory stays bounded."""
-    with replacing(target) as temporary:
+    with replacing(target) as draft:
         if source.suffix == PARQUET_SUFFIX:
-            shutil.copyfile(source, temporary)
+            shutil.copyfile(source, draft.path)
             return
         writer = pq.ParquetWriter(
-            temporary,
+            draft.path,
             _STORED_SCHEMA,
             compression="zstd",
             use_dictionary=["phase", "event", "elements_of", "clock"],
