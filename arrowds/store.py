@@ -211,7 +211,7 @@ class LocalStore(Store):
             raise StorageError(error.errno, f"{self.root / name} can't be read: {explained(error)}") from error
 
     def delete(self, names: Iterable[str]) -> None:
-        folders = set()
+        folders: set[Path] = set()
         try:
             for name in names:
                 path = self.root / name

@@ -187,7 +187,7 @@ def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: boo
     if isinstance(plan, BuildPlan):
         try:
             engine.agree(plan.facts)
-            engine.once(partial(begin, store, plan.key, plan.facts, resume=resume))
+            engine.once(partial(begin, store, plan.key, plan.to_json(), resume=resume))
             totals = map_all(plan, engine, progress)
             columns = plan_columns(plan, totals)
             run_reduce([column for planned in columns for column in planned], engine)

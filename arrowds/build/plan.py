@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -93,6 +93,17 @@ class BuildPlan:
             "data": f"{self.source.description}, {self.num_samples} samples, {self.fingerprint}",
             "metrics": ", ".join(metric.name for metric in self.metrics),
             "code of the metrics": "; ".join(f"{metric.name}: {metric.definition()}" for metric in self.metrics),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values, from which another process can take it up."""
+        required = {item.name for metric in self.metrics for item in metric.requires}
+        return {
+            "operation": self.operation,
+            "replaces": self.replaces,
+            "facts": self.facts,
+            "source": self.source.to_spec(),
+            "metrics": [metric.spec() for metric in self.metrics if metric.name not in required],
         }
 
     @property
