@@ -35,8 +35,13 @@ def is_finished(task: MapTask, metric: Metric, part: Part) -> bool:
 
 def run_of(task: MapTask, metric: Metric, part: Part) -> Run:
     """The sorted run of one metric for one part."""
-    first_id = part.start - task.segment_of(part).start
-    return Run(task.store, paths.run(task.build, metric.name, part.number), first_id, len(part))
+    return Run(
+        task.store,
+        paths.run(task.build, metric.name, part.number),
+        paths.part_values(task.build, metric.name, part.number),
+        first_id=part.start - task.segment_of(part).start,
+        num_rows=len(part),
+    )
 
 
 def map_part(task: MapTask, part: Part) -> None:
@@ -140,13 +145,10 @@ def _refuse_other_type(metric: Metric, before: list[pa.Array], found: pa.Array, 
 
 
 def _write_values(task: MapTask, metric: Metric, part: Part, arrays: list[pa.Array]) -> None:
-    segment = task.segment_of(part)
     write_run(
-        task.store,
-        paths.run(task.build, metric.name, part.number),
+        run_of(task, metric, part),
         pa.concat_arrays(arrays),
-        first_id=part.start - segment.start,
-        num_samples=len(segment),
+        num_samples=len(task.segment_of(part)),
         digest=task.part_digest(metric, part),
     )
 

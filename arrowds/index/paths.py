@@ -79,6 +79,11 @@ def run(key: str, metric: str, part: int) -> str:
     return f"{build(key)}/runs/{check_metric_name(metric)}/{part:05d}.arrow"
 
 
+def part_values(key: str, metric: str, part: int) -> str:
+    """The values of one part, in the order of its rows."""
+    return f"{build(key)}/values/{check_metric_name(metric)}/{part:05d}.arrow"
+
+
 def part_sum(key: str, total: str, part: int) -> str:
     """The sum of an accumulated metric over one part."""
     return f"{build(key)}/sums/{check_metric_name(total)}/{part:05d}.parquet"
