@@ -120,10 +120,9 @@ def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
     start = pl.col("len").cum_sum() - pl.col("len")
     ordered = runs.select("value", "len", start.alias("start")).sort("value", maintain_order=True)
     rows = ordered["len"].to_numpy()
+    # A run of rows moves as a whole; the sum wraps around to the right row.
     moved = ordered["start"].to_numpy() - (np.cumsum(rows) - rows)
-    taken = np.repeat(moved.astype(np.uint32), rows) + np.arange(
-        frame.height, dtype=np.uint32
-    )  # wraps to the right row
+    taken = np.repeat(moved.astype(np.uint32), rows) + np.arange(frame.height, dtype=np.uint32)
     return frame[pl.Series(taken)]
 
 
