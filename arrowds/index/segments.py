@@ -19,12 +19,13 @@ from arrowds.store import Store
 
 @dataclass(frozen=True, slots=True)
 class SegmentColumn:
-    """One metric of one segment, whose first sample has the id ``first_id``."""
+    """One metric of one segment, whose samples have the ids [first_id, first_id + num_samples)."""
 
     store: Store
     metric: str
     column: Column
     first_id: int
+    num_samples: int
 
     def between(self, after: Cut | None, up_to: Cut | None, id_type: pa.DataType | None = None) -> Iterator[pa.Table]:
         """Yield the rows whose values lie after one cut and up to another, in order, as tables of bounded size.
@@ -54,6 +55,12 @@ class SegmentColumn:
         """The ids of one file of a bucket, in order, counted from the segment's first sample (uint32)."""
         name = paths.bucket(self.metric, self.column.key, bucket.number, number)
         return numpy_view(files.read_parquet(self.store, name, [SAMPLE_ID]).column(0).combine_chunks())
+
+    def sorted_values(self, bucket: Bucket, number: int) -> np.ndarray:
+        """The values of one file of a bucket, ascending, in the stored type (bool as uint8)."""
+        name = paths.bucket(self.metric, self.column.key, bucket.number, number)
+        values = files.read_parquet(self.store, name, [VALUE]).column(0).combine_chunks()
+        return numpy_view(values.cast(mapped_type(values.type)))
 
     def chunk(self, number: int) -> pa.Array:
         """The values of the ids from ``number * ROWS_PER_FILE`` on, in the stored type, null where there is none."""

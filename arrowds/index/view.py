@@ -11,11 +11,12 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,6 +44,7 @@ from arrowds.store import TEMPORARY, Store, explained, one_at_a_time, record, sy
 
 logger = logging.getLogger(__name__)
 
+_MOST_INSERTED_ROWS = 1 << 23
 _VALUES, _ORDER, _SUMMARY = "values.arrow", "order.arrow", "view.json"
 
 
@@ -72,16 +74,20 @@ class ViewSpec:
     def of(cls, store: Store, manifest: Manifest, metric: str) -> ViewSpec:
         """What the view of a metric of a snapshot is made of."""
         columns = tuple(
-            SegmentColumn(store, metric, segment.columns[metric], first)
+            SegmentColumn(store, metric, segment.columns[metric], first, segment.num_samples)
             for segment, first in zip(manifest.segments, manifest.first_ids, strict=True)
         )
-        logical = type_named(manifest.metrics[metric].logical_type)
+        return cls.over(metric, columns, type_named(manifest.metrics[metric].logical_type))
+
+    @classmethod
+    def over(cls, metric: str, columns: tuple[SegmentColumn, ...], logical: pa.DataType) -> ViewSpec:
+        """What the view of some columns of a metric is made of."""
         ends = [end for item in columns for bucket in item.column.buckets for end in (bucket.low, bucket.high)]
         keys = "|".join(item.column.key for item in columns)
         return cls(
             metric=metric,
             columns=columns,
-            num_samples=manifest.num_samples,
+            num_samples=sum(item.num_samples for item in columns),
             num_valid=sum(item.column.num_valid for item in columns),
             logical=logical,
             stored=narrowed(logical, int(min(ends)), int(max(ends)))
@@ -89,6 +95,10 @@ class ViewSpec:
             else logical,
             key=xxhash.xxh3_64_hexdigest(f"{FORMAT_VERSION}|{keys}".encode()),
         )
+
+    def before(self, columns: int) -> ViewSpec:
+        """The view of the first segments alone."""
+        return ViewSpec.over(self.metric, self.columns[:columns], self.logical)
 
     @property
     def id_type(self) -> pa.DataType:
@@ -101,15 +111,15 @@ class View:
 
     def __init__(self, folder: Path, spec: ViewSpec) -> None:
         self.folder = folder
-        self._spec = spec
+        self.spec = spec
 
     def values(self) -> pa.Array:
         """Map the values: the stored type, bool as uint8, nulls in the bitmap, NaN in floats."""
-        return self._mapped(_VALUES, mapped_type(self._spec.stored), self._spec.num_samples)
+        return self._mapped(_VALUES, mapped_type(self.spec.stored), self.spec.num_samples)
 
     def order(self) -> pa.Array:
         """Map the ids of all samples with a value, sorted by (value, id)."""
-        return self._mapped(_ORDER, self._spec.id_type, self._spec.num_valid)
+        return self._mapped(_ORDER, self.spec.id_type, self.spec.num_valid)
 
     def _mapped(self, name: str, kind: pa.DataType, length: int) -> pa.Array:
         path = self.folder / name
@@ -171,18 +181,30 @@ def open_view(root: Path, spec: ViewSpec) -> View:
     with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
         found = find_view(root, spec)
         if found is None:
-            _make(folder, spec)
+            _make(folder, spec, _largest_part(root, spec))
             found = View(folder, spec)
     return found
 
 
-def _make(folder: Path, spec: ViewSpec) -> None:
+def _largest_part(root: Path, spec: ViewSpec) -> View | None:
+    """The view of as many of the first segments as there is one of, if the rest is small enough to be inserted."""
+    rows = 0
+    for columns in range(len(spec.columns) - 1, 0, -1):
+        rows += spec.columns[columns].num_samples
+        if rows > _MOST_INSERTED_ROWS:
+            return None
+        if (found := find_view(root, spec.before(columns))) is not None:
+            return found
+    return None
+
+
+def _make(folder: Path, spec: ViewSpec, base: View | None) -> None:
     draft = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
     damaged = draft.with_suffix(".old")
     try:
         draft.mkdir()
-        _write_values(draft / _VALUES, spec)
-        _write_order(draft / _ORDER, spec)
+        _write_values(draft / _VALUES, spec, base)
+        _write_order(draft / _ORDER, spec, base)
         summary = {name: asdict(record(draft / name)) for name in (_VALUES, _ORDER)}
         (draft / _SUMMARY).write_text(json.dumps(summary))
         for name in (_VALUES, _ORDER, _SUMMARY):
@@ -201,13 +223,14 @@ def _make(folder: Path, spec: ViewSpec) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _write_values(path: Path, spec: ViewSpec) -> None:
+def _write_values(path: Path, spec: ViewSpec, base: View | None) -> None:
     """Copy the values of all segments into one map, in the type that holds them all."""
     physical = mapped_type(spec.stored)
     floating = pa.types.is_floating(spec.stored)
     nullable = spec.num_valid < spec.num_samples and not floating
     present = np.ones(spec.num_samples, np.bool_) if nullable else None
-    chunks = [(column, number) for column in spec.columns for number in range(len(column.column.values))]
+    copied = 0 if base is None or nullable else len(base.spec.columns)
+    chunks = [(column, number) for column in spec.columns[copied:] for number in range(len(column.column.values))]
 
     def copy(chunk: tuple[SegmentColumn, int]) -> None:
         column, number = chunk
@@ -222,6 +245,8 @@ def _write_values(path: Path, spec: ViewSpec) -> None:
 
     if present is None:
         with files.allocated_map(path, spec.stored, spec.num_samples, name=VALUE) as values:
+            if base is not None:
+                values[: base.spec.num_samples] = numpy_view(base.values())
             for _ in ordered_map(copy, chunks):
                 pass
     else:  # a bitmap can't be filled in place; these columns pass through memory
@@ -231,10 +256,12 @@ def _write_values(path: Path, spec: ViewSpec) -> None:
         files.write_map(path, arrow_view(values, missing=~present), name=VALUE)
 
 
-def _write_order(path: Path, spec: ViewSpec) -> None:
+def _write_order(path: Path, spec: ViewSpec, base: View | None) -> None:
     with files.allocated_map(path, spec.id_type, spec.num_valid, name=SAMPLE_ID) as order:
         if len(spec.columns) == 1:
             _copy_order(order, spec.columns[0])
+        elif base is not None:
+            _insert_ids(order, spec, base)
         else:
             _merge_orders(order, spec)
 
@@ -255,6 +282,58 @@ def _copy_order(order: np.ndarray, column: SegmentColumn) -> None:
 
     for _ in ordered_map(copy, parts):
         pass
+
+
+def _insert_ids(order: np.ndarray, spec: ViewSpec, base: View) -> None:
+    """Insert the ids of the last segments into the order of the first ones, which was made before."""
+    old, new = spec.columns[: len(base.spec.columns)], spec.columns[len(base.spec.columns) :]
+    rows = chain.from_iterable(column.between(None, None, spec.id_type) for column in new)
+    frames = list(merged(rows, mapped_type(spec.stored), single_value=False))
+    if not frames:
+        order[:] = numpy_view(base.order())
+        return
+    inserted = pl.concat(frames, rechunk=True)
+    at = _ranks(old, inserted[VALUE].to_numpy()) + np.arange(inserted.height)
+    ids, before = inserted[SAMPLE_ID].to_numpy(), numpy_view(base.order())
+    for start in range(0, len(order), ROWS_PER_FILE):
+        block = order[start : start + ROWS_PER_FILE]
+        first, last = np.searchsorted(at, [start, start + len(block)])
+        kept = np.ones(len(block), np.bool_)
+        kept[at[first:last] - start] = False
+        block[kept] = before[start - first : start + len(block) - last]
+        block[at[first:last] - start] = ids[first:last]
+
+
+def _ranks(columns: Sequence[SegmentColumn], ascending: np.ndarray) -> np.ndarray:
+    """Return how many rows of some segments have a value up to each of ``ascending``, as int64.
+
+    Only buckets within whose range a value lies are read.
+    """
+
+    def within(part: tuple[SegmentColumn, Bucket, int]) -> tuple[int, int, np.ndarray | int]:
+        column, bucket, number = part
+        low, high = (np.searchsorted(ascending, _as(ascending, end), side="left") for end in (bucket.low, bucket.high))
+        if low == high:
+            return int(low), int(high), 0
+        values = column.sorted_values(bucket, number).astype(ascending.dtype, copy=False)
+        return int(low), int(high), np.searchsorted(values, ascending[low:high], side="right")
+
+    parts = [
+        (column, bucket, number)
+        for column in columns
+        for bucket in column.column.buckets
+        for number in range(len(bucket.files))
+    ]
+    ranks = np.zeros(len(ascending), np.int64)
+    whole = np.zeros(len(ascending) + 1, np.int64)
+    for (_, bucket, number), (low, high, found) in zip(parts, ordered_map(within, parts), strict=True):
+        ranks[low:high] += found
+        whole[high] += bucket.rows if number == 0 else 0  # values from the bucket's highest on are above all its rows
+    return ranks + np.cumsum(whole[:-1])
+
+
+def _as(values: np.ndarray, number: float) -> Any:
+    return values.dtype.type(number)
 
 
 def _merge_orders(order: np.ndarray, spec: ViewSpec) -> None:
