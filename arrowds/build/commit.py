@@ -1,0 +1,191 @@
+"""From finished tasks to a snapshot: collect, sync, and create the next manifest on top of the newest one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeGuard
+
+import numpy as np
+import xxhash
+
+from arrowds.build.engines import Engine, Work
+from arrowds.build.lineage import Measured, next_snapshot
+from arrowds.build.map import run_of, sum_of_parts
+from arrowds.build.plan import BuildPlan, SegmentPlan, digest_of_total
+from arrowds.build.reduce import ColumnPlan, ReduceTask, finished_column, plan_column, reduce_task
+from arrowds.index import manifest as manifests
+from arrowds.index import paths
+from arrowds.index.manifest import Basis, Column, Manifest, MetricEntry, Segment, Total, TotalEntry, extended
+from arrowds.index.totals import write_total
+from arrowds.metrics import Metric
+from arrowds.sources.records import SourceFile
+from arrowds.store import ObjectStore, Store
+
+
+def begin(store: Store, key: str, content: Mapping[str, Any], *, resume: bool) -> None:
+    """Leave a plan where others, and a vacuum, find it; without ``resume``, remove what an earlier run has left."""
+    if not resume:
+        discard(store, key)
+    if isinstance(store, ObjectStore):
+        store.check_conditional_put()
+    store.write(paths.plan(key), json.dumps(dict(content), indent=1).encode() + b"\n")
+
+
+def run_reduce(columns: Sequence[ColumnPlan], engine: Engine, *, share: tuple[int, int] = (0, 1)) -> None:
+    """Run every task of every column, or every n-th from the i-th on for a ``share`` of (i, n)."""
+    first, step = share
+    tasks = [(number, task) for number, column in enumerate(columns) for task in column.tasks][first::step]
+    work = Work(partial(_reduce_one, columns), releases_gil=True, name="bucket")
+    with closing(engine.run(work, tasks)) as finished:
+        for _ in finished:
+            pass
+
+
+def _reduce_one(columns: Sequence[ColumnPlan], item: tuple[int, ReduceTask]) -> None:
+    number, task = item
+    reduce_task(columns[number], task)
+
+
+def plan_columns(plan: BuildPlan, totals: Mapping[str, np.ndarray]) -> list[list[ColumnPlan]]:
+    """Plan every column of every segment from the runs of the map: a list for each segment."""
+    return [[_plan_column(plan, segment, metric, totals) for metric in plan.per_sample] for segment in plan.segments]
+
+
+def _plan_column(
+    plan: BuildPlan, segment: SegmentPlan, metric: Metric, totals: Mapping[str, np.ndarray]
+) -> ColumnPlan:
+    task = plan.task([metric], totals)
+    return plan_column(
+        plan.store,
+        plan.key,
+        metric.name,
+        file_key(plan, segment, metric, totals),
+        [run_of(task, metric, part) for part in plan.parts_of(segment)],
+        num_samples=len(segment),
+        nullable=metric.nulls == "keep",
+    )
+
+
+def file_key(plan: BuildPlan, segment: SegmentPlan, metric: Metric, totals: Mapping[str, np.ndarray]) -> str:
+    """Name the files of one metric of one segment after what goes in: the build, the rows, and the metric."""
+    needs = [digest_of_total(totals[total.name]) for total in metric.requires]
+    text = "|".join([str(segment.number), metric.definition(), *needs])
+    return f"{plan.key}.{xxhash.xxh3_64_hexdigest(text.encode())[:8]}"
+
+
+def collect(
+    plan: BuildPlan, columns: Sequence[Sequence[ColumnPlan]], totals: Mapping[str, np.ndarray]
+) -> Measured:
+    """Collect what the tasks of a build have written.
+
+    Args:
+        plan: the build.
+        columns: for each segment its columns, all of whose tasks are finished.
+        totals: what metrics were defined with.
+
+    Raises:
+        IndexNotFoundError: when a task is not finished.
+    """
+    segments = []
+    for segment, planned in zip(plan.segments, columns, strict=True):
+        segments.append(
+            Segment(
+                description=plan.source.description,
+                fingerprint=segment.fingerprint,
+                num_samples=len(segment),
+                data=_files_of(plan, segment),
+                columns={column.metric: finished_column(column) for column in planned},
+                totals={metric.name: _total_of(plan, segment, metric) for metric in plan.totals},
+            )
+        )
+    kinds = {column.metric: str(column.logical) for planned in columns for column in planned}
+    metrics = {
+        metric.name: MetricEntry(
+            definition=metric.definition(),
+            lineage="",
+            logical_type=kinds[metric.name],
+            nulls=metric.nulls,
+            spec=metric.spec(),
+            basis={
+                total.name: _basis(plan, total, totals[total.name])
+                for total in metric.requires
+                if total.name not in plan.basis
+            },
+        )
+        for metric in plan.per_sample
+    }
+    entries = {metric.name: TotalEntry(definition=metric.definition(), spec=metric.spec()) for metric in plan.totals}
+    return Measured(segments=tuple(segments), metrics=metrics, totals=entries)
+
+
+def _files_of(plan: BuildPlan, segment: SegmentPlan) -> tuple[SourceFile, ...]:
+    """The files, or parts of files, that the rows of a segment come from."""
+    found = []
+    first = 0
+    for file in plan.source.files:
+        rows = min(first + file.num_rows, segment.stop) - max(first, segment.start)
+        if rows > 0 or (file.num_rows == 0 and segment.start <= first <= segment.stop):
+            found.append(replace(file, num_rows=max(rows, 0)))
+        first += file.num_rows
+    return tuple(found)
+
+
+def _total_of(plan: BuildPlan, segment: SegmentPlan, metric: Metric) -> Total:
+    total = sum_of_parts(plan.task([metric], {}), metric, plan.parts_of(segment))
+    return write_total(plan.store, metric.name, file_key(plan, segment, metric, {}), total)
+
+
+def _basis(plan: BuildPlan, metric: Metric, total: np.ndarray) -> Basis:
+    key = f"{plan.key}.basis-{digest_of_total(total)[:8]}"
+    return Basis(version=0, total=write_total(plan.store, metric.name, key, total))
+
+
+def commit(plan: BuildPlan, columns: Sequence[Sequence[ColumnPlan]], totals: Mapping[str, np.ndarray]) -> Manifest:
+    """Make what the tasks of a build have written the next snapshot of the index.
+
+    Raises:
+        IndexNotFoundError: when a task is not finished.
+        IndexChangedError: when another writer has committed what this build can't be based on.
+    """
+    measured = collect(plan, columns, totals)
+    return publish(plan.store, plan.key, measured.files, partial(next_snapshot, plan, measured))
+
+
+def publish(store: Store, key: str, files: Sequence[str], based_on: Callable[[Manifest | None], Manifest]) -> Manifest:
+    """Commit a snapshot that names ``files``, and remove what the build left for itself.
+
+    The files and the folders that name them are on disk before the manifest appears. A build that another process has
+    committed already is not committed again.
+    """
+    store.sync(files)
+    committed = manifests.commit(store, lambda newest: newest if has_build(newest, key) else based_on(newest))
+    discard(store, key)
+    return committed
+
+
+def has_build(manifest: Manifest | None, key: str) -> TypeGuard[Manifest]:
+    """Whether a snapshot has what a build has made."""
+    made = f"{key}."
+    return manifest is not None and any(
+        key.startswith(made)
+        for segment in manifest.segments
+        for key in (*(item.key for item in segment.columns.values()), *(item.key for item in segment.totals.values()))
+    )
+
+
+def tidy(store: Store, newest: Manifest) -> None:
+    """Remove what builds have left that were killed between their commit and the end."""
+    for name in store.names(paths.BUILDS):
+        if name.endswith("/plan.json") and has_build(newest, key := name.split("/")[1]):
+            discard(store, key)
+
+
+def discard(store: Store, key: str) -> None:
+    """Remove what a build has left for itself; its plan goes last, so that an interrupted removal is repeated."""
+    plan = paths.plan(key)
+    store.delete([name for name in store.names(paths.build(key)) if name != plan])
+    store.delete([plan])
