@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from arrowds.cli.aio import app
 from arrowds.errors import ArrowdsError, ConfigError, LogFormatError
-from arrowds.stats.aio import sweep
-from arrowds.stats.aio import load, read_logs
+from arrowds.stats.aio import load, read_logs, sweep
 
 FIXTURES = Path(__file__).parents[1] / "stats" / "aio" / "fixtures"
 SWEEP = FIXTURES / "sweep"
