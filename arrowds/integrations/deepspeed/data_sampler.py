@@ -102,7 +102,7 @@ class DeepSpeedDataSampler(CurriculumSampler):
         if position < 0 or len(state["batch"]) > self.layout.global_batch_size:
             raise StateMismatchError(
                 f"DeepSpeed's sampler saved {len(state['batch'])} samples left of step {state['curriculum_step']}, "
-                f"which does not match a global batch of {self.layout.global_batch_size}; use the batch sizes that saved it"
+                f"expected at most {self.layout.global_batch_size}, a global batch; use the batch sizes that saved it"
             )
         logger.warning(
             "the checkpoint is from DeepSpeed's own sampler: resuming at its step %d as an uninterrupted run would; "
