@@ -88,7 +88,7 @@ def train_demo(demo: Demo) -> None:
     typer.echo(f"\nthe loss went from {first:.3f} to {last:.3f} in {result.whole.steps} steps")
     typer.echo(f"resumed after step {result.resumed.resumed_from}:")
     same = "the same" if result.same_batches else "NOT the same"
-    typer.echo(f"  {result.resumed_samples.num_rows:,} samples drawn, {same} as uninterrupted, one by one")
+    typer.echo(f"  {result.resumed_samples.num_rows:,} samples drawn, {same} as in the uninterrupted run")
     typer.echo(f"  largest difference of a step's loss: {result.largest_difference:g}")
     typer.echo(f"losses and difficulties per step: {result.resumed.output}")
     _draw(result.resumed)

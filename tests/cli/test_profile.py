@@ -64,12 +64,12 @@ def test_plot_writes_a_picture(folder: Path, tmp_path: Path, ending: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("show", "{empty}"), ProfilerError, "holds no profiler events"),
-        (("plot", "{empty}"), ProfilerError, "holds no profiler events"),
-        (("show", "{folder}", "--step", "70"), ConfigError, "no event of step 70; steps are 1 to 7"),
-        (("plot", "{folder}", "-o", "{empty}/x.what"), ConfigError, "no picture format"),
-        (("plot", "{folder}", "-o", "{empty}/none/x.png"), OSError, "could not be written"),
-        (("show", "{folder}", "--difficulties", "{empty}"), ConfigError, "no difficulties under"),
+        (("show", "{empty}"), ProfilerError, "no profiler events in"),
+        (("plot", "{empty}"), ProfilerError, "no profiler events in"),
+        (("show", "{folder}", "--step", "70"), ConfigError, "no events of step 70; steps are 1 to 7"),
+        (("plot", "{folder}", "-o", "{empty}/x.what"), ConfigError, "not an image format"),
+        (("plot", "{folder}", "-o", "{empty}/none/x.png"), OSError, "can't write"),
+        (("show", "{folder}", "--difficulties", "{empty}"), ConfigError, "no difficulties in"),
     ],
 )
 def test_wrong_input_is_said(

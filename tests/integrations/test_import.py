@@ -81,7 +81,7 @@ def test_one_metrics_own_folder_will_do(written, tmp_path: Path) -> None:
 
 def test_totals_alone_need_the_number_of_samples(written, tmp_path: Path) -> None:
     values, _, folder = written
-    with pytest.raises(ConfigError, match="give num_samples"):
+    with pytest.raises(ConfigError, match="pass num_samples"):
         ads.import_index(folder, tmp_path / "index", metrics=TOTALS)
     index = ads.import_index(folder, tmp_path / "index", metrics=TOTALS, num_samples=900)
     assert index.num_samples == 900
@@ -154,7 +154,7 @@ def test_metrics_of_different_length(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_metrics(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="holds no metric"):
+    with pytest.raises(SourceError, match="contains no metric"):
         ads.import_index(tmp_path, tmp_path / "index")
     with pytest.raises(UnreadableFileError, match="is not a folder"):
         ads.import_index(tmp_path / "nowhere", tmp_path / "index")

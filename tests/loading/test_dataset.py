@@ -195,7 +195,7 @@ def test_what_is_no_number_stays_as_it_is() -> None:
 
 
 def test_a_torch_dataset_is_no_source() -> None:
-    with pytest.raises(SourceError, match="pass it to the loader as it is"):
+    with pytest.raises(SourceError, match="pass it to the loader directly"):
         ArrowDataset(torch.utils.data.TensorDataset(torch.ones(3)))
 
 

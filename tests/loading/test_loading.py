@@ -238,7 +238,7 @@ def test_torch_global_generator_is_not_drawn_from(workers: int) -> None:
 
 @pytest.mark.parametrize("option", ["batch_size", "shuffle", "batch_sampler", "drop_last"])
 def test_options_that_choose_batches_are_refused(option: str) -> None:
-    with pytest.raises(ConfigError, match=f"{option}: the sampler decides that"):
+    with pytest.raises(ConfigError, match=f"{option}: the sampler chooses the batches"):
         CurriculumDataLoader(Rows(), Blocks(), **{option: 1})
 
 

@@ -68,9 +68,9 @@ def test_configuration_may_be_a_file(configuration, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train_batch_size": 5}, "train_batch_size=5, but 'batches' and 1 ranks make it 4"),
+        ({"train_batch_size": 5}, "train_batch_size=5, but 'batches' with 1 ranks gives 4"),
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps=1, but"),
-        ({"data_efficiency": {}}, "has 'data_efficiency'; the section 'curriculum' decides"),
+        ({"data_efficiency": {}}, "has 'data_efficiency'; leave it out: the section 'curriculum'"),
     ],
 )
 def test_contradictions_are_refused(configuration, given, message):

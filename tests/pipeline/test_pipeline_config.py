@@ -52,9 +52,9 @@ def test_every_mistake_is_listed_at_once(configuration):
     ("name", "text", "message"),
     [
         ("c.json", "{", "can't be read"),
-        ("c.json", "[1]", "holds a list"),
-        ("c.yaml", "a: [", "is no YAML"),
-        ("c.yaml", "!!python/object/apply:os.system ['true']", "is no YAML"),
+        ("c.json", "[1]", "is a list"),
+        ("c.yaml", "a: [", "is not valid YAML"),
+        ("c.yaml", "!!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("c.toml", "a = 1", r"must end in \.json, \.yaml or \.yml"),
     ],
 )

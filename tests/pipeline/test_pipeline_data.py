@@ -75,7 +75,7 @@ def test_refusals_name_what_is_missing(configuration, tmp_path):
     values = configuration()
     with pytest.raises(ConfigError, match="section 'data'"):
         create_data_loader(None, {key: value for key, value in values.items() if key != "data"})
-    with pytest.raises(ConfigError, match="no SQL expression"):
+    with pytest.raises(ConfigError, match="not a valid SQL expression"):
         create_data_loader(None, configuration(index={"metrics": [{"kind": "expr", "name": "n", "sql": "((("}]}))
     create_data_loader(None, values)
     with pytest.raises(IndexExistsError, match="other data"):

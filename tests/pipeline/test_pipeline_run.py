@@ -126,7 +126,7 @@ def test_loss_is_found_as_models_return_it(configuration, tmp_path, kind):
         ({"factory": "models_for_tests:nothing"}, "can't be imported: .*nothing"),
         ({"factory": "no_such_module:make"}, "can't be imported: .*no_such_module"),
         ({"factory": "models_for_tests:not_callable"}, "is a Tensor"),
-        ({"arguments": {"max_length": 8}}, "the model takes 8: set batches.max_length"),
+        ({"arguments": {"max_length": 8}}, "the model supports 8: set batches.max_length"),
         ({"arguments": {"width": 6, "heads": 4}}, "heads=4 does not divide width=6"),
     ],
 )
@@ -146,7 +146,7 @@ def test_checkpoint_of_another_model_or_seed_is_refused(configuration):
 def test_loader_of_other_ranks_is_refused(configuration):
     values = configuration()
     loader = create_data_loader(None, values, rank=1, world_size=2)
-    with pytest.raises(ConfigError, match="made for rank 1 of 2, but this process is rank 0 of 1"):
+    with pytest.raises(ConfigError, match="the loader is for rank 1 of 2, but this process is rank 0 of 1"):
         execute_data_pipeline(make_byte_model(), loader, values)
 
 

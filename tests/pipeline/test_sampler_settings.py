@@ -83,7 +83,7 @@ def test_batch_sizes_are_worked_out_as_deepspeed_does(given_sizes, world_size):
         oracle._set_batch_related_parameters()
         oracle._batch_assertion()
     except AssertionError:
-        with pytest.raises(ConfigError, match="do not fit together"):
+        with pytest.raises(ConfigError, match="are inconsistent"):
             deepspeed_layout(given_sizes, world_size=world_size)
         return
     layout = deepspeed_layout(given_sizes, world_size=world_size)

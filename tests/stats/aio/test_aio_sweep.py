@@ -135,7 +135,7 @@ def test_the_default_space_and_the_log_names_are_the_tuners() -> None:
         ({"single_submit": ["false"]}, "single_submit has the value 'false'"),
     ],
 )
-def test_a_space_that_makes_no_sense_is_refused(space: dict[str, object], message: str) -> None:
+def test_an_invalid_space_is_refused(space: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_jobs(space)  # type: ignore[arg-type]  # wrong on purpose
 
@@ -146,13 +146,13 @@ def test_a_sweep_that_can_not_run_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "old"
     (old / "logs").mkdir(parents=True)
     for changes, message in (
-        ({"jobs": ()}, "no job"),
-        ({"loops": 0}, "more than 0"),
+        ({"jobs": ()}, "no jobs"),
+        ({"loops": 0}, "both must be positive"),
         ({"io_size": "1000"}, "multiple of 1K"),
-        ({"folders": (tmp_path / "gone",)}, "is no folder"),
-        ({"folders": (spaced,)}, "plainer path"),
+        ({"folders": (tmp_path / "gone",)}, "is not a folder"),
+        ({"folders": (spaced,)}, "simpler path"),
         ({"io_size": "9000000G"}, "GiB free, the sweep needs 18000000.00 GiB"),
-        ({"log_folder": old}, "holds older logs"),
+        ({"log_folder": old}, "is not empty; choose a new one"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_sweep(plan(tmp_path, [4], **changes))

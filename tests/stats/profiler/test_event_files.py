@@ -158,7 +158,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rank=0" / "events-1.parquet"
     path.parent.mkdir()
     pq.write_table(pa.table({"x": [1]}), path)
-    with pytest.raises(ProfilerError, match=r"holds no profiler events: its columns are \['x'\]"):
+    with pytest.raises(ProfilerError, match=r"is not a file of profiler events: got \['x'\]"):
         read_events(tmp_path)
     path.write_bytes(b"PAR1 no parquet")
     with pytest.raises(ProfilerError, match="can't be read as Parquet"):

@@ -152,7 +152,7 @@ def read_frame() -> pl.DataFrame:
 
 
 def test_a_timeline_of_a_step_without_events_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no event of step 9; steps are 1 to 4"):
+    with pytest.raises(ConfigError, match="no events of step 9; steps are 1 to 4"):
         draw_profile(waits([50]), step=9)
-    with pytest.raises(ConfigError, match="no event to draw"):
+    with pytest.raises(ConfigError, match="no events to draw"):
         draw_profile(EVENT_SCHEMA.empty_table())

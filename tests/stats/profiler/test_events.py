@@ -45,7 +45,7 @@ def test_without_timers_nothing_happens() -> None:
 def test_stopping_an_event_that_was_not_started_says_which_are_open() -> None:
     profiler = PartitionedParameterProfiler(NoTimers())
     profiler.start_event("forward_fetch_wait")
-    with pytest.raises(ProfilerError, match=r"'backward_fetch_wait'.*open now: \['forward_fetch_wait'\]"):
+    with pytest.raises(ProfilerError, match=r"'backward_fetch_wait'.*open events: \['forward_fetch_wait'\]"):
         profiler.stop_event("backward_fetch_wait", 1)
     profiler.stop_event("forward_fetch_wait", 1)
     with pytest.raises(ProfilerError, match="without a start_event"):
@@ -222,8 +222,8 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path, cap
         profiler.reset_events()
     assert profiler.dropped == 9
     assert len(caplog.messages) == 1
-    assert "the run goes on" in caplog.messages[0]
-    with pytest.raises(StorageError, match="9 profiler events are lost"):
+    assert "the run continues" in caplog.messages[0]
+    with pytest.raises(StorageError, match="9 profiler events were dropped"):
         profiler.flush()
 
 
