@@ -51,7 +51,7 @@ def test_help_shows_an_example(command: str) -> None:
 def test_import_appends_and_names_the_bad_logs(stored: Path) -> None:
     printed = run("import", SWEEP, FIXTURES / "odd", "-o", stored)
     assert "6 logs added" in printed
-    assert "8 logs refused: they are in it already" in printed
+    assert "8 logs refused: already imported" in printed
     assert "failed: read_block_overlap_ftd1_d4_bs1M_p3.txt: AssertionError at: assert ret != -1" in printed
     assert load(stored).num_rows == 14
     with pytest.raises(ConfigError, match=r"all 8 logs are already in"):
@@ -132,7 +132,7 @@ def test_a_failure_is_one_line_and_status_1(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from arrowds.cli import main; main()", "aio", "best", str(tmp_path / "x.parquet")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "does not exist; make it with: arrowds aio import" in done.stderr
+    assert "does not exist; create it with: arrowds aio import" in done.stderr
     with pytest.raises(LogFormatError, match="is empty"):
         run("import", tmp_path, "-o", tmp_path / "aio.parquet")
 
