@@ -44,12 +44,12 @@ def _load(source: Path, *, run: str | None, target: str | None) -> pa.Table:
     logs = pl.DataFrame(table).with_row_index("row")
     if run is not None:
         if "run_id" not in logs.columns:
-            raise ConfigError(f"{source} is a folder of logs, which has no runs; import it, or leave out --run")
+            raise ConfigError(f"{source} is a folder of logs, which has no runs; import it first, or omit --run")
         logs = logs.filter(pl.col("run_id") == run)
     if target is not None:
         logs = logs.filter(pl.col("target").str.contains(target, literal=True))
     if logs.is_empty():
-        raise ConfigError(f"{source} has no log of run {run or '(any)'} and target {target or '(any)'}")
+        raise ConfigError(f"{source} has no logs of run {run or '(any)'} and target {target or '(any)'}")
     return table.take(logs.get_column("row").to_arrow())
 
 
@@ -60,7 +60,7 @@ def import_logs(
     output: Annotated[Path, typer.Option("-o", "--output", help="The Parquet file to append to.")],
     run: Annotated[str | None, typer.Option(help="A name for this run; by default the time.")] = None,
 ) -> None:
-    """Append logs of ds_nvme_tune or ds_io to a Parquet file, as one run; refuse those that are in it already.
+    """Append logs of ds_nvme_tune or ds_io to a Parquet file, as one run; refuse logs that are already in it.
 
     Example: arrowds aio import _aio_bench_logs -o aio.parquet
     """
@@ -71,11 +71,11 @@ def import_logs(
 def _append(table: pa.Table, output: Path, run: str | None) -> None:
     appended = aio.append(table, output, run_id=run)
     if not appended.added:
-        raise ConfigError(f"all {appended.duplicates} logs are in {output} already; nothing was imported")
+        raise ConfigError(f"all {appended.duplicates} logs are already in {output}; nothing was imported")
     console = _console()
     console.print(f"run {appended.run_id}: {appended.added} logs added to {output}", soft_wrap=True)
     if appended.duplicates:
-        console.print(f"{appended.duplicates} logs refused: they are in it already")
+        console.print(f"{appended.duplicates} logs refused: already imported")
     bad = pl.DataFrame(table).filter(pl.col("status") != "ok")
     for row in bad.select("status", "file", "error").iter_rows():
         console.print(f"{row[0]}: {row[1]}: {row[2]}", style="yellow", markup=False, soft_wrap=True)
@@ -91,7 +91,7 @@ def show(
     run: Run = None,
     target: Target = None,
 ) -> None:
-    """List logs, the fastest first, and those without a result with their reason.
+    """List logs, the fastest first; logs without a result with the reason.
 
     Example: arrowds aio show aio.parquet --operation read
     """
@@ -145,7 +145,7 @@ def config(
     source: Source,
     *,
     by: By = "both",
-    check: Annotated[bool, typer.Option("--check", help="Load it with the installed DeepSpeed as well.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Also load it with the installed DeepSpeed.")] = False,
     run: Run = None,
     target: Target = None,
 ) -> None:
@@ -165,7 +165,7 @@ def config(
 def plot(
     source: Source,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture: .png, .svg or .pdf.")] = Path("aio.png"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The image: .png, .svg or .pdf.")] = Path("aio.png"),
     run: Run = None,
     target: Target = None,
 ) -> None:
@@ -184,7 +184,7 @@ def sweep(
     output: Annotated[Path, typer.Option("-o", "--output", help="The Parquet file to append to.")] = Path(
         "aio.parquet"
     ),
-    logs: Annotated[Path, typer.Option(help="Where a folder of logs per sweep goes.")] = Path("aio_logs"),
+    logs: Annotated[Path, typer.Option(help="The folder for the logs, with a subfolder per sweep.")] = Path("aio_logs"),
     space: Annotated[Path | None, typer.Option("--sweep-config", help="DeepSpeed's JSON file of values.")] = None,
     block_size: Annotated[str | None, typer.Option(help="Values, as 128K,1M.")] = None,
     queue_depth: Annotated[str | None, typer.Option(help="Values, as 8,32.")] = None,
@@ -200,9 +200,9 @@ def sweep(
     gds: Annotated[bool, typer.Option("--gds", help="Through GPUDirect Storage, with --gpu.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
 ) -> None:
-    """Run DeepSpeed's tuner over many settings and store the results, also where some jobs fail.
+    """Run DeepSpeed's tuner over many settings and store the results, even if some jobs fail.
 
-    Says beforehand what it will write, and asks. Without values it runs the search space that ds_nvme_tune takes.
+    Announces first what it will write, and asks. Without values it runs the default search space of ds_nvme_tune.
 
     Example: arrowds aio sweep /mnt/nvme0 --block-size 1M,8M --queue-depth 32 --io-parallel 1,4 --io-size 1G --yes
     """
@@ -236,19 +236,19 @@ def sweep(
         if any(path.is_file() for path in plan.log_folder.rglob("*")):
             _append(aio.read_logs(plan.log_folder), output, run_id)
     if all(job.status != "ok" for job in finished):
-        raise ConfigError(f"none of the {len(finished)} jobs has a result; the first one: {finished[0].error}")
+        raise ConfigError(f"none of the {len(finished)} jobs has a result; error of the first: {finished[0].error}")
 
 
 def _space(path: Path | None, texts: dict[str, str | None]) -> dict[str, Any]:
-    """Return the search space: of the file or the default, with the values of the command line in place of its own."""
+    """Return the search space of the file, or the default, updated with the values of the command line."""
     space: dict[str, Any] = dict(DEFAULT_SPACE)
     if path is not None:
         try:
             space = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is no sweep configuration: {error}") from error
+            raise ConfigError(f"{path} is not a sweep configuration: {error}") from error
         if not isinstance(space, dict):
-            raise ConfigError(f"{path} holds a {type(space).__name__}, expected an object of parameter: [values]")
+            raise ConfigError(f"{path} is a {type(space).__name__}, expected an object of parameter: [values]")
     return space | {name: _values(name, text) for name, text in texts.items() if text is not None}
 
 
@@ -269,10 +269,10 @@ def _values(name: str, text: str) -> list[Scalar]:
 def _announce(plan: Sweep) -> None:
     console = _console(stderr=True)
     console.print(
-        f"{len(plan.jobs)} jobs of at most {plan.timeout_s:g} s each ({plan.longest_s / 60:.0f} min if each takes that "
-        f"long); about {plan.disk_bytes / _GIB:.2f} GiB of disk in each of {len(plan.folders)} folders, removed at the "
+        f"{len(plan.jobs)} jobs of at most {plan.timeout_s:g} s each (at most {plan.longest_s / 60:.0f} min); "
+        f"about {plan.disk_bytes / _GIB:.2f} GiB of disk in each of {len(plan.folders)} folders, removed at the "
         f"end; {plan.written_bytes / _GIB:.2f} GiB written in all. "
-        f"Before the first job DeepSpeed builds its operator, once, in minutes. Logs: {plan.log_folder}",
+        f"DeepSpeed builds its operator before the first job, once, which takes minutes. Logs: {plan.log_folder}",
         soft_wrap=True,
         markup=False,
     )

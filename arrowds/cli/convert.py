@@ -34,7 +34,7 @@ def import_(
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A metric or total; by default all. Repeatable.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
 ) -> None:
     """Read the .bin/.idx files of DeepSpeed's data analyzer into an index.
 

@@ -1,4 +1,4 @@
-"""``arrowds profile``: tables and pictures of recorded ZeRO-3 parameter fetches."""
+"""``arrowds profile``: tables and charts of recorded ZeRO-3 parameter fetches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from arrowds.errors import ConfigError, StorageError
 
 app = typer.Typer(name="profile", no_args_is_help=True, help="Show what attach_profiler recorded of a ZeRO-3 run.")
 
-Folder = Annotated[Path, typer.Argument(help="The folder that was given to attach_profiler or to write.")]
+Folder = Annotated[Path, typer.Argument(help="The folder passed to attach_profiler or write.")]
 Difficulties = Annotated[
     Path | None,
     typer.Option(help="A Parquet or Arrow file (or a folder of them) with the columns step, metric, difficulty."),
@@ -33,11 +33,13 @@ _UNITS = {
 def show(
     folder: Folder,
     *,
-    step: Annotated[int | None, typer.Option(help="Show this step alone.")] = None,
+    step: Annotated[int | None, typer.Option(help="Show only this step.")] = None,
     last: Annotated[int, typer.Option(min=1, help="Show the last N steps.")] = 5,
-    by_rank: Annotated[bool, typer.Option("--by-rank", help="A line per rank instead of all ranks together.")] = False,
+    by_rank: Annotated[
+        bool, typer.Option("--by-rank", help="One line per rank instead of all ranks together.")
+    ] = False,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Share of a step that a rank must hold the others up to be a straggler.")
+        float, typer.Option(min=0.0, help="Share of a step by which a rank must delay the others to be a straggler.")
     ] = 0.1,
     difficulties: Difficulties = None,
     csv: Annotated[
@@ -69,9 +71,7 @@ def _steps(summary: pl.DataFrame, *, step: int | None, last: int) -> pl.DataFram
         return summary.filter(pl.col("step").is_in(kept.implode()))
     chosen = summary.filter(pl.col("step") == step)
     if chosen.is_empty():
-        raise ConfigError(
-            f"there is no event of step {step}; steps are {summary['step'].min()!r} to {summary['step'].max()!r}"
-        )
+        raise ConfigError(f"no events of step {step}; steps are {summary['step'].min()!r} to {summary['step'].max()!r}")
     return chosen
 
 
@@ -95,12 +95,12 @@ def _cell(name: str, value: object) -> str:
 
 
 def _verdict(events: pa.Table, tolerance: float) -> list[str]:
-    """Say who holds whom up, and by which rule."""
+    """Return the lines that name the stragglers, and the rule."""
     from arrowds.stats.profiler import stragglers
 
     ranks = stragglers(events, tolerance=tolerance)
     if ranks.is_empty():
-        return ["One rank: no straggler to look for."]
+        return ["Only one rank, so no stragglers."]
     lines = []
     for row in ranks.filter("straggler").iter_rows(named=True):
         if row["late_steps"] * 2 >= row["steps"]:
@@ -115,10 +115,10 @@ def _verdict(events: pa.Table, tolerance: float) -> list[str]:
                 f"Straggler: rank {row['rank']} is slow to submit in {row['slow_steps']} of {row['steps']} steps; "
                 f"it takes {excess:.1f} ms longer a step than the median rank."
             )
-    lines = lines or [f"No straggler among {len(ranks)} ranks."]
+    lines = lines or [f"No stragglers among {len(ranks)} ranks."]
     rule = (
         f"Rule: late = waits less in *_fetch_wait than the median rank by over {tolerance:.0%} of the step; "
-        "slow = takes as much more in *_submit; in at least half of the steps."
+        "slow = takes longer in *_submit by as much; in at least half of the steps."
     )
     return [*lines, rule]
 
@@ -128,7 +128,7 @@ def plot(
     folder: Folder,
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The picture; its ending chooses the format: png, svg, pdf.")
+        Path, typer.Option("--output", "-o", help="The image; its suffix chooses the format: png, svg, pdf.")
     ] = Path("profile.png"),
     step: Annotated[int | None, typer.Option(help="The step of the timeline; by default the last one.")] = None,
     last: Annotated[int, typer.Option(min=1, help="Bars for the last N steps.")] = 40,
@@ -145,7 +145,7 @@ def plot(
     try:
         figure.savefig(output)
     except ValueError as error:
-        raise ConfigError(f"{output} has an ending that is no picture format: {error}") from error
+        raise ConfigError(f"{output} has a suffix that is not an image format: {error}") from error
     except OSError as error:
-        raise StorageError(error.errno, f"{output} could not be written: {error}") from error
+        raise StorageError(error.errno, f"can't write {output}: {error}") from error
     typer.echo(f"wrote {output}")

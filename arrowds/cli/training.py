@@ -29,12 +29,12 @@ def run(
     *,
     steps: Annotated[int | None, typer.Option(min=1, help="Train up to this step instead.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write here instead.")] = None,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Begin anew; ignore checkpoints.")] = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start from scratch; ignore checkpoints.")] = False,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw no chart.")] = False,
 ) -> None:
     """Do a whole run: index the dataset, train with its curriculum, write losses and difficulties per step.
 
-    Run again, it goes on from its latest checkpoint. Under torchrun, several processes train together.
+    Run again, it resumes from its latest checkpoint. Under torchrun, several processes train together.
 
     Example: arrowds run run.yaml --steps 1000
 
@@ -48,12 +48,12 @@ def run(
     if output is not None:
         values = values.model_copy(update={"output": output})
     hide_deprecations()
-    sys.path.insert(0, str(Path.cwd()))  # where the module of the model's factory is looked for first
+    sys.path.insert(0, str(Path.cwd()))  # the first place to import the model's factory from
     result = run_pipeline(values, resume=not no_resume, progress=StepLines())
     if os.environ.get("RANK", "0") != "0":
         return
     if result.resumed_from:
-        typer.echo(f"went on from the checkpoint of step {result.resumed_from}")
+        typer.echo(f"resumed from the checkpoint of step {result.resumed_from}")
     typer.echo(f"{result.steps:,} steps; losses.parquet, difficulties.parquet and checkpoints are in {result.output}")
     if not no_plot and result.steps:
         _draw(result)
@@ -72,32 +72,32 @@ def _draw(result: TrainingRun) -> None:
 
 
 def hide_deprecations() -> None:
-    """Keep torch from telling users, at every step, that DeepSpeed calls functions by their older names."""
+    """Silence torch's warnings that DeepSpeed calls deprecated functions, which would come at every step."""
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
 
 
 def train_demo(demo: Demo) -> None:
-    """Train on the demo's index, stop, resume, and say whether the result is that of a run in one go."""
+    """Train on the demo's index, stop, resume, and print whether the result equals that of an uninterrupted run."""
     from arrowds.training_demo import run_training_demo
 
     hide_deprecations()
-    typer.echo("\ntraining on the bytes of the functions, short ones first, with DeepSpeed ZeRO-3: in one go,")
-    typer.echo("then once more, stopped after half of the steps and resumed from DeepSpeed's checkpoint\n")
+    typer.echo("\ntraining on the bytes of the functions, short ones first, with DeepSpeed ZeRO-3: uninterrupted,")
+    typer.echo("then again, stopped after half of the steps and resumed from DeepSpeed's checkpoint\n")
     result = run_training_demo(demo, progress=StepLines())
     first, last = (result.whole.losses["loss"][row].as_py() for row in (0, -1))
     typer.echo(f"\nthe loss went from {first:.3f} to {last:.3f} in {result.whole.steps} steps")
     typer.echo(f"resumed after step {result.resumed.resumed_from}:")
     same = "the same" if result.same_batches else "NOT the same"
-    typer.echo(f"  {result.resumed_samples.num_rows:,} samples drawn, {same} in the same order as in one go")
+    typer.echo(f"  {result.resumed_samples.num_rows:,} samples drawn, {same} as in the uninterrupted run")
     typer.echo(f"  largest difference of a step's loss: {result.largest_difference:g}")
     typer.echo(f"losses and difficulties per step: {result.resumed.output}")
     _draw(result.resumed)
     if not result.same_batches:
-        raise StateMismatchError("the resumed run drew other samples than the run in one go")
+        raise StateMismatchError("the resumed run drew other samples than the uninterrupted run")
 
 
 class StepLines:
-    """Print a line for a step, but not more often than every other second."""
+    """Print a line for a step, at most every two seconds."""
 
     def __init__(self) -> None:
         self._printed = -_SECONDS_BETWEEN_LINES
@@ -118,14 +118,14 @@ def batch(
     step: Annotated[int, typer.Option(min=1, help="Which step; the first is 1.")],
     rank: Annotated[int | None, typer.Option(min=0, help="Only the samples of this rank.")] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="How many ranks train; by default as the batch sizes say, or 1.")
+        int | None, typer.Option(min=1, help="How many ranks train; by default from the batch sizes, or 1.")
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per sample.")] = False,
 ) -> None:
     """List the samples that any step of a run draws, with their metric values.
 
-    In the stateless order every step is there at once; in DeepSpeed's, those before it have to be drawn as well.
+    With order "stateless" any step is computed at once; with "deepspeed" all steps before it are drawn first.
 
     Example: arrowds batch index --config ds_config.json --step 12345 --rank 0
     """
@@ -139,7 +139,7 @@ def batch(
         raise typer.BadParameter("choose one of --csv and --json", param_hint="--csv")
     sampler = sampler_from_settings(open_index(index), config, rank=rank or 0, world_size=world_size)
     if step > sampler.num_steps:
-        raise ConfigError(f"there is no step {step}: the run has {sampler.num_steps:,} steps")
+        raise ConfigError(f"step {step} does not exist: the run has {sampler.num_steps:,} steps")
     samples = pl.DataFrame(sampler.trace(step))
     if rank is not None:
         samples = samples.filter(pl.col("rank") == rank)

@@ -103,7 +103,7 @@ class DrawPlan:
         if not len(self._children) or not len(start):
             return Shares(row, node, start, stop - start)
         times = _Times(phases, self._clock.at(phases, start), self._clock.at(phases, stop))
-        first, count, found = start, stop - start, []
+        first, count, leaves = start, stop - start, []
         while len(row):
             left, more = self._split(node, first, count, times.of(row))
             keep_left, keep_right = np.flatnonzero((more > 0) | empty), np.flatnonzero((count > more) | empty)
@@ -112,9 +112,9 @@ class DrawPlan:
             first = np.concatenate([left[keep_left], (first - left)[keep_right]])
             count = np.concatenate([more[keep_left], (count - more)[keep_right]])
             inner = node >= 0
-            found.append((row[~inner], self._leaves[~node[~inner]], first[~inner], count[~inner]))
+            leaves.append((row[~inner], self._leaves[~node[~inner]], first[~inner], count[~inner]))
             row, node, first, count = row[inner], node[inner], first[inner], count[inner]
-        row, leaf, first, count = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        row, leaf, first, count = (np.concatenate(arrays) for arrays in zip(*leaves, strict=True))
         order = np.argsort(row * len(self._leaves) + leaf, kind="stable")
         return Shares(row[order], leaf[order], first[order], count[order])
 
@@ -148,7 +148,7 @@ class _Times:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """Time in passes: how often a cluster has been drawn through that was there from the first phase on."""
+    """Time in passes: how often a cluster that exists from the first phase on has been drawn through."""
 
     draws_before: Int64
     total: Int64
@@ -338,7 +338,7 @@ def _running(group: Int64, counts: Int64, rate: Int64) -> tuple[Int64, Int64]:
 
 
 def _within(group: Int64, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return running sums of each row that start anew where ``group`` (sorted) changes. Pure."""
+    """Return running sums of each row that restart where ``group`` (sorted) changes. Pure."""
     sums = np.cumsum(rows, axis=1)
     starts = np.searchsorted(group, group)
     return np.asarray(sums - (sums - rows)[:, starts])

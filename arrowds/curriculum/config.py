@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +19,18 @@ Curriculum = Mapping[str, Mapping[str, Any]] | Sequence["CurriculumMetric"]
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumMetric:
-    """How one metric orders the data: DeepSpeed's settings, and what its dictionaries can't say.
+    """The schedule of one metric: DeepSpeed's settings, and what its dictionaries can't express.
 
     Args:
         name: a metric of the index; with ``difficulty``, any name.
-        difficulty: a Polars expression over metrics of the index, which takes the place of the metric's values.
+        difficulty: a Polars expression over metrics of the index, used instead of the metric's values.
         difficulty_type: "value" (samples up to a value) or "percentile" (0 to 100: the share of the samples).
         clustering_type: "schedule_based", or "single_cluster": the metric admits every sample from the start, and its
             difficulty is only reported.
         function: the function of the step for ``schedule_type`` "custom".
 
     Raises:
-        ConfigError: for impossible settings.
+        ConfigError: for invalid settings.
 
     >>> CurriculumMetric(name="seqlen", min_difficulty=8, max_difficulty=64, schedule_type="fixed_linear",
     ...                  schedule_config={"total_curriculum_step": 20, "difficulty_step": 8}).clustering_type
@@ -50,7 +50,7 @@ class CurriculumMetric:
     def __post_init__(self) -> None:
         _check_choice(self, "difficulty_type", ("value", "percentile"))
         _check_choice(self, "clustering_type", ("schedule_based", "single_cluster"))
-        make_schedule(self.settings(), self.function)  # refuses missing, unknown and impossible settings
+        make_schedule(self.settings(), self.function)  # raises for missing, unknown and invalid settings
         _, highest = self.bounds
         if self.percentile and not 0 < highest <= 100:
             raise ConfigError(
@@ -83,7 +83,7 @@ class CurriculumMetric:
         """Return the steps at which the difficulty changes, and the difficulty from each on. Pure.
 
         Args:
-            limit: the last step to ask a custom schedule.
+            limit: the last step at which to evaluate a custom schedule.
         """
         return changes(make_schedule(self.settings(), self.function), highest=self.bounds[1], limit=limit)
 
@@ -107,16 +107,13 @@ def parse_curriculum(curriculum: Curriculum) -> tuple[CurriculumMetric, ...]:
     Keys that say where DeepSpeed keeps its index files are accepted and not used.
 
     Raises:
-        ConfigError: for unknown keys (naming the nearest known one), missing or impossible settings.
+        ConfigError: for unknown keys (with the nearest known one), missing or invalid settings.
 
     >>> parse_curriculum({"seqlen": {"min_dificulty": 8}})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     arrowds.errors.ConfigError: unknown key 'min_dificulty' in the curriculum of 'seqlen'...
     """
-    if isinstance(curriculum, Mapping):
-        metrics = tuple(_from_dictionary(name, config) for name, config in curriculum.items())
-    else:
-        metrics = tuple(curriculum)
+    metrics = tuple(_from_dictionaries(curriculum) if isinstance(curriculum, Mapping) else curriculum)
     for metric in metrics:
         if not isinstance(metric, CurriculumMetric):
             raise ConfigError(f"a curriculum is a dictionary or a list of CurriculumMetric, got a list with {metric!r}")
@@ -126,15 +123,16 @@ def parse_curriculum(curriculum: Curriculum) -> tuple[CurriculumMetric, ...]:
     return metrics
 
 
-def _from_dictionary(name: str, config: Mapping[str, Any]) -> CurriculumMetric:
-    check_keys(config, METRIC_KEYS, where=f"the curriculum of {name!r}")
-    if "schedule_type" not in config:
-        raise ConfigError(f"the curriculum of {name!r} needs 'schedule_type'")
-    known = CurriculumMetric.__dataclass_fields__
-    return CurriculumMetric(name=name, **{key: value for key, value in config.items() if key in known})
+def _from_dictionaries(curriculum: Mapping[str, Mapping[str, Any]]) -> Iterator[CurriculumMetric]:
+    for name, config in curriculum.items():
+        check_keys(config, METRIC_KEYS, where=f"the curriculum of {name!r}")
+        if "schedule_type" not in config:
+            raise ConfigError(f"the curriculum of {name!r} needs 'schedule_type'")
+        known = CurriculumMetric.__dataclass_fields__
+        yield CurriculumMetric(name=name, **{key: value for key, value in config.items() if key in known})
 
 
 def curriculum_digest(metrics: Sequence[CurriculumMetric], where: pl.Expr | None) -> str:
-    """Return 16 hexadecimal digits that name a curriculum; metrics in another order are another curriculum."""
+    """Return 16 hexadecimal digits that identify a curriculum; the sequence of its metrics counts."""
     content = [[[metric.name, metric.identity()] for metric in metrics], None if where is None else str(where)]
     return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -83,7 +83,7 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
     It sees whole columns, so it may look at other samples, and integers of 64 bits, so that differences do not wrap.
 
     Raises:
-        ConfigError: when the expression uses something else than metrics of the index.
+        ConfigError: when the expression reads anything but metrics of the index, or gives no number per sample.
     """
     import polars as pl
 
@@ -95,12 +95,16 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
     if not names:
         raise ConfigError(f"{expression} uses no metric; the index has {', '.join(index.metrics)}")
     columns = {name: _series(index[name].values) for name in names}
-    found = pl.DataFrame(columns).select(expression.alias("value"))["value"]
-    if len(found) != index.num_samples:
+    series = pl.DataFrame(columns).select(expression.alias("value"))["value"]
+    if len(series) != index.num_samples:
         raise ConfigError(
-            f"{expression} gives {len(found)} values for {index.num_samples} samples; it must give one each"
+            f"{expression} gives {len(series)} values for {index.num_samples} samples; it must give one each"
         )
-    return _numbers(found, expression)
+    if not (series.dtype.is_numeric() or series.dtype.to_python() is bool):
+        raise ConfigError(f"{expression} gives {series.dtype}, expected numbers")
+    if not series.null_count():
+        return series.to_numpy()
+    return np.ma.MaskedArray(series.fill_null(0).to_numpy(), mask=series.is_null().to_numpy())
 
 
 def _series(values: np.ndarray) -> pl.Series:
@@ -113,19 +117,11 @@ def _series(values: np.ndarray) -> pl.Series:
     return series if mask is np.ma.nomask else series.to_frame("x").select(pl.when(~pl.Series(mask)).then("x"))["x"]
 
 
-def _numbers(series: pl.Series, expression: pl.Expr) -> np.ndarray:
-    if not (series.dtype.is_numeric() or series.dtype.to_python() is bool):
-        raise ConfigError(f"{expression} gives {series.dtype}, which is no number")
-    if not series.null_count():
-        return series.to_numpy()
-    return np.ma.MaskedArray(series.fill_null(0).to_numpy(), mask=series.is_null().to_numpy())
-
-
 def find_metric(index: MetricSource, name: str) -> MetricValues:
     """Return a metric of the index.
 
     Raises:
-        ConfigError: naming the metrics there are.
+        ConfigError: for an unknown name; the message lists the metrics of the index.
     """
     if name not in index.metrics:
         raise ConfigError(f"the index has no metric {name!r}; it has {', '.join(index.metrics) or 'none'}")

@@ -32,23 +32,23 @@ class MixtureSampler(BatchStream):
     """Yield the sample ids of one rank's microbatches, drawn from several indexes in given proportions.
 
     Ids are those of the datasets one after another, as ``torch.utils.data.ConcatDataset`` counts them:
-    ``offsets[name] + id``. Within a source the draws follow its curriculum, in the stateless order.
+    ``offsets[name] + id``. Within a source the draws follow its curriculum, as those of ``order="stateless"`` do.
 
     Args:
-        indexes: open indexes by source name; their order decides the offsets.
+        indexes: open indexes by source name; the offsets follow their sequence.
         weights: the share of each source (any positive scale), or a list of (first step, shares), the first at 1.
         curricula: for each source a curriculum; sources without one are shuffled.
         micro_batch_size: as in :class:`CurriculumSampler`, like all that follow.
         rank: which rank this is.
         world_size: how many there are.
         gradient_accumulation_steps: microbatches per step.
-        seed: another seed, another order.
-        num_epochs: how often as many samples are drawn as the sources have together.
-        drop_last: leave out what does not fill a global batch at the end; False leaves out only samples that are fewer
-            than the ranks.
+        seed: of all that is random.
+        num_epochs: how many times the samples of all sources are drawn.
+        drop_last: leave out the last, short global batch; False leaves out only a last microbatch with fewer samples
+            than ranks.
 
     Raises:
-        ConfigError: for shares that make no sense, and as :class:`CurriculumSampler` raises.
+        ConfigError: for invalid shares, and as :class:`CurriculumSampler` raises.
 
     >>> import tempfile
     >>> import arrowds
@@ -105,10 +105,10 @@ class MixtureSampler(BatchStream):
         phase, leaf = np.nonzero(change)
         before = (self._starts - 1) * size
         self._plan = DrawPlan(len(indexes), Changes(phase, leaf, change[phase, leaf]), before, batch=size)
-        self._orders = [self._order(source) for source in self._sources]
+        self._draws = [self._draws_of(source) for source in self._sources]
 
-    def _order(self, source: _Source) -> StatelessDraws:
-        """Return the order of one source, whose phases begin where the mixture has drawn so much from it."""
+    def _draws_of(self, source: _Source) -> StatelessDraws:
+        """Return the draws of one source; a phase of its curriculum begins after what the mixture has drawn by then."""
         phases = Phases.of(source.metrics, limit=self.num_steps)
         drawn = self._split(phases.start, empty=True).first
         pools = build_pools(source.index, source.metrics, {}, None, phases)
@@ -128,7 +128,7 @@ class MixtureSampler(BatchStream):
 
     @property
     def num_samples(self) -> int:
-        """How many samples the datasets have one after another: ids are below it."""
+        """How many samples all datasets have together: ids are below it."""
         return self.samples_per_epoch
 
     @cached_property
@@ -145,7 +145,7 @@ class MixtureSampler(BatchStream):
     def batches_from(self, step: int) -> Int64:
         """Return the global batches of a step and some after it: ``[steps, global_batch_size]``.
 
-        At the end of a run that drops nothing, the last one is cut short when it is yielded.
+        With ``drop_last=False`` the last one is cut when it is yielded.
         """
         first, block = self._block
         if not first <= step < first + len(block):
@@ -159,11 +159,11 @@ class MixtureSampler(BatchStream):
         shares = self._split(steps)
         ids = np.empty(len(steps) * self.layout.global_batch_size, np.int64)
         begin = np.cumsum(shares.count) - shares.count
-        for source, order in zip(self._sources, self._orders, strict=True):
+        for source, draws in zip(self._sources, self._draws, strict=True):
             mine = np.flatnonzero(shares.leaf == source.place)
             first, count = shares.first[mine], shares.count[mine]
             within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            drawn = order.draw(steps[shares.row[mine]], first, first + count)
+            drawn = draws.draw(steps[shares.row[mine]], first, first + count)
             ids[np.repeat(begin[mine], count) + within] = drawn + self.offsets[source.name]
         return shuffled(ids.reshape(len(steps), -1), steps, self.seed)
 
@@ -184,12 +184,12 @@ class MixtureSampler(BatchStream):
         """Return the difficulty of each metric at a step, by ``source.metric``."""
         return {
             f"{source.name}.{metric}": level
-            for source, order in zip(self._sources, self._orders, strict=True)
-            for metric, level in order.phases.difficulties(check_step(step)).items()
+            for source, draws in zip(self._sources, self._draws, strict=True)
+            for metric, level in draws.phases.difficulties(check_step(step)).items()
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return what a saved state must agree in. Weights may change from a step on that is still to come."""
+        """Return what a saved state must agree in. Weights of later steps may change."""
         return {
             "order": "mixture",
             "indexes": {source.name: source.index.fingerprint for source in self._sources},
@@ -199,7 +199,7 @@ class MixtureSampler(BatchStream):
         }
 
     def state_at(self, position: int) -> dict[str, Any]:
-        """Return the position and what it belongs to, with the weights up to it: JSON-serialisable values."""
+        """Return the position, the identity of the stream and the weights up to here: JSON-serialisable values."""
         state = super().state_at(position)
         return state | {"weights": self._weights_until(state["curriculum_step"])}
 
@@ -210,9 +210,9 @@ class MixtureSampler(BatchStream):
             StateMismatchError: naming everything in which the state differs.
         """
         position = super().checked_position(state)
-        here = self._weights_until(self._step_of(position))
-        if state.get("weights") != here:
-            raise StateMismatchError(f"the saved run had the weights {state.get('weights')}, here they are {here}")
+        now = self._weights_until(self._step_of(position))
+        if state.get("weights") != now:
+            raise StateMismatchError(f"the saved run had the weights {state.get('weights')}, now they are {now}")
         return position
 
     def _weights_until(self, step: int) -> list[list[Any]]:
@@ -231,7 +231,7 @@ class _Source:
     def metrics(self) -> Any:
         metrics = parse_curriculum(self.curriculum)
         if any(metric.difficulty is not None for metric in metrics):
-            raise ConfigError(f"the curriculum of {self.name!r} has an expression, which a mixture does not take")
+            raise ConfigError(f"the curriculum of {self.name!r} has an expression, which a mixture does not support")
         return metrics
 
 
@@ -239,7 +239,7 @@ def _checked(schedule: Sequence[tuple[int, Weights]], names: list[str]) -> tuple
     """Return the first steps and the shares, in integers that add up to about 2**30."""
     steps = [step for step, _ in schedule]
     if not steps or steps[0] != 1 or any(later <= step for step, later in itertools.pairwise(steps)):
-        raise ConfigError(f"weights must begin at step 1 and go on at rising steps, got the steps {steps}")
+        raise ConfigError(f"weights must start at step 1 and have ascending steps, got the steps {steps}")
     rows = []
     for step, weights in schedule:
         values = [weights.get(name, 0) for name in names]

@@ -1,4 +1,4 @@
-"""Keyed permutations of [0, n): a shuffle that can be asked for any position, without the shuffled array."""
+"""Keyed permutations of [0, n): a shuffle with random access, without the shuffled array."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mix(words: npt.ArrayLike) -> UInt64:
 
 
 def derive_key(*parts: npt.ArrayLike) -> UInt64:
-    """Return a key made from integers (arrays broadcast): seed, what it is for, and counters."""
+    """Return a key from integers (arrays broadcast): the seed, its purpose, and counters."""
     key = np.zeros((1,), np.uint64)
     for part in parts:
         key = mix((key ^ np.atleast_1d(np.asarray(part)).astype(np.uint64)) + _GOLDEN)
@@ -71,7 +71,7 @@ def _walk(words: npt.ArrayLike, size: npt.ArrayLike, key: npt.ArrayLike, *, inve
     sizes, keys = np.asarray(size, np.uint64), np.asarray(key, np.uint64)
     sizes = sizes.reshape(()) if sizes.size == 1 else sizes
     keys = keys.reshape(()) if keys.size == 1 else keys
-    # ceil(sqrt(n)) from a float may be off by one for huge n: the next line makes a * b >= n all the same.
+    # ceil(sqrt(n)) from a float may be off by one for huge n: the next line ensures a * b >= n.
     a = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
     b = (sizes + a - np.uint64(1)) // a
     rounds = _decipher if inverse else _encipher

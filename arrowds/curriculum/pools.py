@@ -91,15 +91,15 @@ def build_pools(
     allowed: npt.NDArray[np.bool_] | None,
     phases: Phases,
 ) -> Pools:
-    """Divide the samples into clusters: those that a phase newly admits, apart where later phases tell them apart.
+    """Divide the samples into clusters: those that a phase newly admits, divided where later phases differ.
 
     With one clustering metric and no filter a cluster is a slice of the metric's order, and nothing is read.
 
     Args:
-        index: where the metrics come from.
+        index: the source of the metrics.
         metrics: the curriculum.
         derived: the metrics that are expressions.
-        allowed: the samples that the filter leaves, or None for all.
+        allowed: the samples that pass the filter, or None for all.
         phases: when difficulties change.
 
     Raises:
@@ -190,9 +190,9 @@ def _gathered(
     return Pools(_grouped(blocks(), cells, cluster_of_cell, starts, id_dtype(num_samples)), starts, changes)
 
 
-def _count(found: list[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
+def _count(blocks: list[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
     """Add up the counts of equal keys. Pure."""
-    keys, counts = (np.concatenate([np.zeros(0, np.int64), *arrays]) for arrays in zip(*found, strict=True))
+    keys, counts = (np.concatenate([np.zeros(0, np.int64), *arrays]) for arrays in zip(*blocks, strict=True))
     cells, cell = np.unique(keys, return_inverse=True)
     return cells, np.bincount(cell, weights=counts, minlength=len(cells)).astype(np.int64)
 
@@ -317,7 +317,7 @@ def _check_never_empty(
     stated = [_statement(metric, values[metric.name], phases.levels[metric.name][phase]) for metric in metrics]
     raise EmptyPoolError(
         f"no sample is admitted at step {step}: "
-        + "; ".join(stated + (["a filter is set as well"] if filtered else []))
+        + "; ".join(stated + (["a filter is set"] if filtered else []))
         + "; raise min_difficulty"
     )
 

@@ -1,4 +1,4 @@
-"""CurriculumSampler: the microbatches of one rank, in the order that the metrics of an index call for."""
+"""CurriculumSampler: the microbatches of one rank, drawn as the metrics of an index call for."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ class CurriculumSampler(BatchStream):
         rank: which rank this is.
         world_size: how many there are.
         gradient_accumulation_steps: microbatches per step; times the two sizes, this is the global batch size.
-        seed: another seed, another order.
-        num_epochs: how often as many samples are drawn as there are.
-        order: "stateless": every batch follows from (seed, step); "deepspeed": the batches of DeepSpeed's sampler.
-        drop_last: leave out what does not fill a global batch at the end (in DeepSpeed's order: a microbatch). False
-            leaves out only samples at the end that would give some ranks a sample and others none.
+        seed: of all that is random.
+        num_epochs: how many times the samples are drawn.
+        order: "stateless": every batch follows from (seed, step); "deepspeed": the batches of DeepSpeed's sampler. More
+            by :func:`arrowds.curriculum.draws.register_draws`.
+        drop_last: leave out the last, short global batch (with ``order="deepspeed"``: a short microbatch). False leaves
+            out only a last microbatch with fewer samples than ranks.
         where: a Polars expression over metrics; only samples for which it is true are drawn.
-        exclude_steps: steps that are left out; all others stay as they are.
+        exclude_steps: steps to leave out; all others are unchanged.
         exclude_ids: samples that are never drawn.
-        record: a folder for an Arrow record of what was yielded, or, by a :class:`arrowds.CurriculumDataLoader`, handed
-            out; see :func:`arrowds.curriculum.trace.read_records`.
+        record: a folder for an Arrow record of what was yielded, or, with a :class:`arrowds.CurriculumDataLoader`,
+            handed out; see :func:`arrowds.curriculum.trace.read_records`.
 
     Raises:
-        ConfigError: for arguments or settings that make no sense.
+        ConfigError: for invalid arguments or settings.
         EmptyPoolError: when a difficulty admits no sample.
 
     >>> import tempfile
@@ -117,11 +118,11 @@ class CurriculumSampler(BatchStream):
                 f"{layout.global_batch_size}; {remedy}"
             )
         if all(metric.schedule_type != "custom" or metric.function for metric in self.metrics):
-            _ = self._draws  # Errors in the settings are due here, not at the first batch.
+            _ = self._draws  # Invalid settings raise here, not at the first batch.
 
     @cached_property
     def samples_per_epoch(self) -> int:
-        """How many samples one epoch counts: all that the filter and the exclusion leave, whatever their values."""
+        """How many samples an epoch has: all but those that the filter and the exclusions leave out."""
         if self._allowed is None:
             return self.index.num_samples - len(self._exclude_ids)
         return int(self._allowed.sum() - self._allowed[self._exclude_ids].sum())
@@ -180,14 +181,14 @@ class CurriculumSampler(BatchStream):
         }
 
     def state_at(self, position: int) -> dict[str, Any]:
-        """Return the position and what it belongs to: at most 1 KiB of JSON-serialisable values."""
+        """Return the position and the identity of the stream: at most 1 KiB of JSON-serialisable values."""
         state = super().state_at(position)
         if self._draws_class.keeps_state:
             state |= self._draws.state_at(state["curriculum_step"])
         return state
 
     def checked_position(self, state: Mapping[str, Any]) -> int:
-        """Return the position of a saved state that fits; DeepSpeed's order draws all steps up to it.
+        """Return the position of a saved state that fits; with ``order="deepspeed"``, draw all steps up to it.
 
         Raises:
             StateMismatchError: naming everything in which the state differs.
@@ -198,7 +199,7 @@ class CurriculumSampler(BatchStream):
         return position
 
     def trace(self, steps: int | Iterable[int]) -> pa.Table:
-        """Return the samples of steps over all ranks, one row each, in the order in which they are drawn.
+        """Return the samples of steps over all ranks, one row each, as they are drawn.
 
         Columns: ``step``, ``micro_batch``, ``rank``, ``sample_id``, ``difficulty_NAME`` for each metric of the
         curriculum, and the value of every metric of the index and of every expression.
@@ -217,10 +218,10 @@ def _derived(index: MetricSource, metrics: Iterable[CurriculumMetric]) -> dict[s
 
 
 def _allowed(index: MetricSource, where: pl.Expr) -> npt.NDArray[np.bool_]:
-    found = evaluate(index, where)
-    if found.dtype != np.bool_:
-        raise ConfigError(f"where must be true or false for each sample, but {where} gives {found.dtype}")
-    allowed: npt.NDArray[np.bool_] = np.ma.filled(found, False)
+    values = evaluate(index, where)
+    if values.dtype != np.bool_:
+        raise ConfigError(f"where must be true or false for each sample, but {where} gives {values.dtype}")
+    allowed: npt.NDArray[np.bool_] = np.ma.filled(values, False)
     if not allowed.any():
-        raise ConfigError(f"where={where} leaves no sample")
+        raise ConfigError(f"where={where} is true for no sample")
     return allowed

@@ -25,9 +25,9 @@ class Schedule(Protocol):
         """Return the difficulty of a step (the first is 1). Pure."""
 
     def knots(self) -> list[int] | None:
-        """Return steps between which the difficulty is monotonic, the last one where it stops to change.
+        """Return steps between which the difficulty is monotonic; after the last one it is constant.
 
-        None: nothing is known, every step has to be asked.
+        None: unknown, so that every step has to be evaluated.
         """
 
 
@@ -67,7 +67,7 @@ class Root:
             return [1]
         if not self._whole:
             return [1, math.ceil(self.total) + 1]
-        # A maximum that is no multiple of the step is reached only where the next multiple would be.
+        # A maximum that is not a multiple of the step is reached only where the next multiple would be.
         progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
         return [1, math.ceil(self.total * progress**self.degree) + 2]
 
@@ -113,7 +113,7 @@ class Piecewise:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function of the user, asked at every step up to ``total`` where there is one."""
+    """A function of the user, evaluated at every step up to ``total`` if that is given."""
 
     function: Callable[[int], Number]
     total: int | None
@@ -128,8 +128,8 @@ class Function:
 def register_schedule(name: str, function: Callable[[int, Mapping[str, Any]], Number]) -> None:
     """Make ``function(step, schedule_config)`` available as ``"schedule_type": name``.
 
-    Where ``schedule_config`` has a ``total_curriculum_step``, the difficulty is taken as constant after it, and no
-    later step is asked for.
+    If ``schedule_config`` has a ``total_curriculum_step``, the difficulty is constant after it, and the function is
+    not called for later steps.
 
     Raises:
         ConfigError: when the name is taken by a built-in schedule.
@@ -173,7 +173,7 @@ def make_schedule(config: Mapping[str, Any], function: Callable[[int], Number] |
 
 def _not_set(step: int) -> Number:
     raise ConfigError(
-        "schedule_type 'custom' needs a function of the step; pass it with set_custom_get_difficulty, "
+        "schedule_type 'custom' needs a function of the step; set it with set_custom_get_difficulty, "
         "sampler.set_custom_curriculum_learning_schedule or CurriculumMetric(function=...)"
     )
 
@@ -197,7 +197,7 @@ def _discrete(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedul
     if not levels or not last_steps or len(levels) != len(last_steps) + 1:
         raise ConfigError(
             "schedule_config of fixed_discrete needs 'difficulty' and 'max_step', the last step of each difficulty "
-            f"but the last: one element less; got {len(levels or ())} and {len(last_steps or ())}"
+            f"but the last (one element less); got {len(levels or ())} and {len(last_steps or ())}"
         )
     return Discrete(tuple(levels), tuple(last_steps))
 
@@ -208,7 +208,7 @@ def _piecewise(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedu
     steps = [at for at, _ in points]
     if not points or any(later <= step for step, later in itertools.pairwise(steps)):
         raise ConfigError(
-            f"schedule_config of piecewise needs 'points', [step, difficulty] by rising step; got {points}"
+            f"schedule_config of piecewise needs 'points', a list of [step, difficulty] by ascending step, got {points}"
         )
     if interpolation not in ("linear", "step"):
         raise ConfigError(f"interpolation must be 'linear' or 'step', got {interpolation!r}")
@@ -240,12 +240,12 @@ def difficulty_bounds(config: Mapping[str, Any]) -> tuple[Number, Number]:
 def changes(schedule: Schedule, *, highest: Number, limit: int) -> tuple[list[int], list[Number]]:
     """Return the steps at which the difficulty changes, the first of them 1, and the difficulty from each on.
 
-    As in DeepSpeed, a difficulty that has reached ``highest`` rises no more; it may fall.
+    As in DeepSpeed, a difficulty that has reached ``highest`` no longer rises; it may fall.
 
     Args:
-        schedule: what to ask.
+        schedule: the schedule.
         highest: the maximum.
-        limit: the last step to ask a schedule of which nothing is known.
+        limit: the last step to evaluate if the schedule has no known knots.
 
     >>> changes(Discrete((8, 16, 4), (2, 9)), highest=16, limit=100)
     ([1, 3, 10], [8, 16, 4])
@@ -262,7 +262,7 @@ def changes(schedule: Schedule, *, highest: Number, limit: int) -> tuple[list[in
 
 
 def _steps_of_change(schedule: Schedule, limit: int) -> Iterable[int]:
-    """Yield step 1 and, in order, all steps that begin with another difficulty."""
+    """Yield step 1 and, ascending, every step whose difficulty differs from that of the step before."""
     knots = schedule.knots()
     if knots is None:
         yield from range(1, limit + 1)

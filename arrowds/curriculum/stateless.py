@@ -10,14 +10,13 @@ import numpy.typing as npt
 
 from arrowds.curriculum.apportion import Changes, DrawPlan
 from arrowds.curriculum.draws import Draws, DrawSettings
-from arrowds.curriculum.metric_values import Ids
 from arrowds.curriculum.permutation import derive_key, mix, permute, unpermute
 from arrowds.curriculum.pools import Phases, Pools, build_pools
 from arrowds.errors import ConfigError, EmptyPoolError
 
 Int64 = npt.NDArray[np.int64]
 
-# What a key is for: keys of one purpose never meet those of another.
+# What a key is for: keys for different purposes never coincide.
 _CLUSTER, _BATCH = 1, 2
 _BLOCK_DRAWS = 1 << 15
 
@@ -78,10 +77,11 @@ class StatelessDraws(Draws):
     def batches_from(self, step: int) -> Int64:
         """Return the global batches of a step and of some after it: int64, ``[steps, batch_size]``.
 
-        Where the steps that are asked for follow one another, ever larger blocks are computed at once.
+        For consecutive steps, ever larger blocks are computed at once.
         """
         if self._end % self._batch_size and step == self._end // self._batch_size + 1:
-            return self._last(step)
+            steps, start = np.array([step]), np.array([(step - 1) * self._batch_size])
+            return shuffled(self.draw(steps, start, np.array([self._end]))[np.newaxis], steps, self._seed)
         first, block = self._block
         if not first <= step < first + len(block):
             most = max(1, _BLOCK_DRAWS // self._batch_size)
@@ -89,11 +89,6 @@ class StatelessDraws(Draws):
             first, block = step, self.batches(step, max(1, count))
             self._block = first, block
         return block[step - first :]
-
-    def _last(self, step: int) -> Int64:
-        start = np.array([(step - 1) * self._batch_size])
-        steps = np.array([step])
-        return shuffled(self.draw(steps, start, np.array([self._end]))[np.newaxis], steps, self._seed)
 
     def batches(self, first: int, count: int) -> Int64:
         """Return the global batches of consecutive steps: int64, ``[count, batch_size]``."""
@@ -124,9 +119,9 @@ def shuffled(ids: Int64, steps: Int64, seed: int) -> Int64:
 
 
 class _Exclusion:
-    """Excluded members of clusters: where they would come up in a pass, the members after them move up.
+    """Excluded members of clusters: where one would come up in a pass, the members after it move up.
 
-    What a run has drawn before the first of them comes up stays as it is.
+    What is drawn before the first of them comes up does not change.
     """
 
     def __init__(self, pools: Pools, excluded: Iterable[int], num_samples: int) -> None:
@@ -162,36 +157,30 @@ class _Exclusion:
         return permute(number, sizes[cluster], keys)
 
 
-def _without(changes: Changes, gone: npt.NDArray[np.bool_]) -> Changes:
-    """Return the changes of the clusters that are not gone.
+def _without(changes: Changes, empty: npt.NDArray[np.bool_]) -> Changes:
+    """Return the changes of the clusters that are not empty.
 
     Raises:
         EmptyPoolError: when a phase is left without a sample.
     """
-    kept = ~gone[changes.leaf]
+    kept = ~empty[changes.leaf]
     left = Changes(changes.phase[kept], changes.leaf[kept], changes.delta[kept])
     total = np.zeros(int(changes.phase[-1]) + 1, np.int64)
     np.add.at(total, left.phase, left.delta)
     if (np.cumsum(total) <= 0).any():
-        raise EmptyPoolError("exclude_ids leaves nothing of the samples that a difficulty admits; exclude fewer")
+        raise EmptyPoolError("exclude_ids excludes every sample that a difficulty admits; exclude fewer")
     return left
 
 
 def _positions_of(pools: Pools, ids: Int64) -> Int64:
-    """Return the positions of ids in the pools; ids that no cluster holds are left out."""
+    """Return the positions of ids in the pools; ids in no cluster are left out."""
     if pools.ids is None or not len(ids):
         return ids
-    found = [np.zeros(0, np.int64)]
-    # One scan of the ids by blocks: they are sorted by value, which does not help to find an id.
-    wanted = ids.astype(pools.ids.dtype)
+    positions = [np.zeros(0, np.int64)]
+    # One scan in blocks: the pools are sorted by value, which does not help to find an id.
+    excluded = ids.astype(pools.ids.dtype)
     for start in range(0, int(pools.starts[-1]), 1 << 22):
         block = pools.ids[start : min(start + (1 << 22), int(pools.starts[-1]))]
-        found.append(start + np.flatnonzero(_contained(block, wanted)))
-    return np.concatenate(found)
-
-
-def _contained(block: Ids, wanted: Ids) -> npt.NDArray[np.bool_]:
-    if not len(wanted):
-        return np.zeros(len(block), np.bool_)
-    at = np.minimum(np.searchsorted(wanted, block), len(wanted) - 1)
-    return np.asarray(wanted[at] == block)
+        nearest = np.minimum(np.searchsorted(excluded, block), len(excluded) - 1)
+        positions.append(start + np.flatnonzero(excluded[nearest] == block))
+    return np.concatenate(positions)

@@ -24,16 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class BatchStream(ABC):
-    """The microbatches of one rank. Iterating goes on from the position; after the last one there are no more.
+    """The microbatches of one rank. Iterating resumes at the position and stops after the last microbatch.
 
-    The position counts what was yielded, in samples of the whole global batch, so any other layout with the same
-    global batch size can go on from it, also in the middle of a step. All ranks yield equally many microbatches. At the
-    end none of them is empty: samples that are fewer than the ranks, and so would leave one with none, are left out.
+    The position counts the samples yielded to all ranks, so any other layout with the same global batch size can resume
+    from it, also in the middle of a step. All ranks yield the same number of microbatches. None of them is empty: if
+    fewer samples than ranks remain at the end, they are left out.
 
     Attributes:
         layout: how batches are divided.
         num_epochs: how many epochs there are.
-        recorder: what keeps the record of this rank; None when there is none.
+        recorder: records what this rank consumes; None: no record.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class BatchStream(ABC):
         self._excluded = frozenset(int(step) for step in exclude_steps)
         self.recorder = None if record is None else Recorder(record, rank=layout.rank)
         if self.recorder is not None:
-            weakref.finalize(self, self.recorder.finish)  # a loop left early, and never closed, keeps its last rows
+            weakref.finalize(self, self.recorder.finish)  # a loop that is left early loses no rows
         self._position = 0  # How many samples were yielded to all ranks, those of excluded steps counted.
 
     @property
@@ -59,7 +59,7 @@ class BatchStream(ABC):
 
     @property
     def stop(self) -> int:
-        """After how many samples the stream stops: :attr:`end`, less samples at the end that some rank would miss."""
+        """After how many samples the stream stops: :attr:`end`, less a last microbatch too small to serve all ranks."""
         return self.layout.handed_out(self.end)
 
     @abstractmethod
@@ -80,7 +80,7 @@ class BatchStream(ABC):
         return self._step_of(self.stop)
 
     def samples_at(self, step: int) -> int:
-        """Return how many samples of a step all ranks get together: fewer than a global batch only at the end."""
+        """Return how many samples of a step all ranks get: fewer than a global batch only in the last step."""
         return max(0, min(self.layout.global_batch_size, self.stop - (step - 1) * self.layout.global_batch_size))
 
     def __len__(self) -> int:
@@ -95,25 +95,22 @@ class BatchStream(ABC):
         return -(-samples // self.layout.micro_samples)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the ids of this rank's microbatches from the position on; a record notes them as they are yielded."""
-        return self.draw(None) if self.recorder is None else self._recorded(self.recorder)
-
-    def _recorded(self, recorder: Recorder) -> Iterator[list[int]]:
-        yield from self.draw(recorder.add)
+        """Yield the ids of this rank's microbatches from the position on, and record them if there is a recorder."""
+        yield from self.draw(None if self.recorder is None else self.recorder.add)
         self.close()
 
     def draw(self, note: Callable[[Row], None] | None) -> Iterator[list[int]]:
-        """Yield as iterating does, but record nothing: a loader draws ahead and records what it hands out.
+        """Yield as iterating does, without recording: a loader draws ahead and records what it hands out.
 
         Args:
-            note: is called with the row of each microbatch before that is yielded.
+            note: called with the row of each microbatch before it is yielded.
         """
         micro, size, end = self.layout.micro_samples, self.layout.global_batch_size, self.stop
         start, stop = self.layout.mine(micro)
         whole = end // size * size
         first, ready = 0, list[list[int]]()
         if self._position >= end:
-            logger.warning("the sampler is at its end and has no more batches: raise num_epochs, or call reset()")
+            logger.warning("the sampler is exhausted: raise num_epochs, or call reset()")
         while True:
             position = self._after_excluded(self._position) if self._excluded else self._position
             count = min(micro, size - position % size, end - position)
@@ -134,28 +131,28 @@ class BatchStream(ABC):
             yield ids
 
     def _serves_all(self, position: int, count: int) -> bool:
-        """Whether ``count`` samples are a microbatch: fewer than ranks are one only in the middle of the run."""
+        """Whether ``count`` samples make a microbatch; fewer than ranks do so only in the middle of the run."""
         in_a_whole_step = position // self.layout.global_batch_size < self.stop // self.layout.global_batch_size
         return count > 0 and (count >= self.layout.world_size or in_a_whole_step)
 
     def _after_excluded(self, position: int) -> int:
-        """Return the position, moved past excluded steps where one of them would begin."""
+        """Return the position, moved past any excluded steps that start at it."""
         size = self.layout.global_batch_size
         while position % size == 0 and position // size + 1 in self._excluded:
             position += size
         return position
 
     def _odd(self, position: int, count: int) -> list[int]:
-        """Return this rank's part of a microbatch of a short batch, or where another layout left off."""
+        """Return this rank's part of a microbatch that is short, or that starts where another layout stopped."""
         step, offset = divmod(position, self.layout.global_batch_size)
         start, stop = self.layout.mine(count)
         ids: list[int] = self.global_batch_at(step + 1)[offset + start : offset + stop].tolist()
         return ids
 
     def global_batch_at(self, step: int) -> Int64:
-        """Return the ids of the whole global batch of a step (the first is 1), in the order of microbatches and ranks.
+        """Return the ids of the whole global batch of a step (the first is 1), by microbatch and rank.
 
-        In the stateless order that is one computation for any step; in DeepSpeed's, all steps before it are drawn.
+        With ``order="stateless"`` any step is one computation; with ``"deepspeed"`` all steps before it are drawn.
 
         Raises:
             ConfigError: when ``step`` is below 1.
@@ -164,13 +161,13 @@ class BatchStream(ABC):
         return batch
 
     def reset(self) -> None:
-        """Go back to the beginning."""
+        """Move to the beginning."""
         self._position = 0
 
     def add_epochs(self) -> None:
-        """Add epochs until there is something left to yield; all that was yielded stays as it is.
+        """Add epochs until there is something left to yield; batches already yielded do not change.
 
-        A short last step is gone on with, unless a rank would get nothing of its rest: then with the step after it.
+        A short last step is continued, unless its rest is too small to serve all ranks: then the next step follows.
         """
         size = self.layout.global_batch_size
         while True:
@@ -184,7 +181,7 @@ class BatchStream(ABC):
                 self._position += rest
 
     def close(self) -> None:
-        """Finish the recording, if there is one."""
+        """Close the record, if there is one."""
         if self.recorder is not None:
             self.recorder.close()
 
@@ -215,7 +212,7 @@ class BatchStream(ABC):
 
     @property
     def position(self) -> int:
-        """What :meth:`state_at` needs to know; a loader notes it for every batch, as that costs next to nothing."""
+        """What :meth:`state_at` needs to know; a loader keeps it for every batch, since it is cheap."""
         return self._position
 
     @property
@@ -224,9 +221,9 @@ class BatchStream(ABC):
         return self.difficulties_at(self.step) if self._position else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and what it belongs to: a few hundred bytes of JSON-serialisable values.
+        """Return the position and the identity of the stream: a few hundred bytes of JSON-serialisable values.
 
-        A record is written up to it first, so that a checkpoint never knows of more than the record does.
+        The record, if there is one, is flushed first, so that a checkpoint is never ahead of it.
         """
         if self.recorder is not None:
             self.recorder.flush()
@@ -244,30 +241,31 @@ class BatchStream(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go to the position of a saved state, of any rank and any world size with the same global batch size.
+        """Move to the position of a saved state, of any rank and any world size with the same global batch size.
 
-        None, which DeepSpeed passes for a checkpoint without a sampler, leaves the position as it is, and so does a
-        state that is refused. DeepSpeed's order draws all steps up to the position, to compare its generator.
+        None, which DeepSpeed passes for a checkpoint without a sampler, leaves the position unchanged, and so does a
+        state that is refused. With ``order="deepspeed"`` all steps up to the position are drawn, to compare the
+        generator.
 
         Raises:
             StateMismatchError: naming everything in which the state differs: dataset, curriculum, seed, ...
         """
         if state is None:
-            logger.warning("the checkpoint has no state of a sampler; it starts from its present position")
+            logger.warning("the checkpoint has no sampler state; the sampler stays at its current position")
             return
         self._position = self.checked_position(state)
 
     def checked_position(self, state: Mapping[str, Any]) -> int:
-        """Return the position of a saved state, when all of it fits this stream; change nothing.
+        """Return the position of a saved state if it fits this stream; change nothing.
 
         Raises:
             StateMismatchError: naming everything in which the state differs.
         """
         if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
-            found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
-            raise StateMismatchError(f"a sampler state of version {STATE_VERSION} was expected, got {found!r}")
+            got = state.get("version") if isinstance(state, Mapping) else type(state).__name__
+            raise StateMismatchError(f"expected a sampler state of version {STATE_VERSION}, got {got!r}")
         differing = [
-            f"{name} (saved {state.get(name)!r}, here {value!r})"
+            f"{name} (saved {state.get(name)!r}, now {value!r})"
             for name, value in self.identity().items()
             if state.get(name) != value
         ]
@@ -275,11 +273,11 @@ class BatchStream(ABC):
             raise StateMismatchError(
                 "the saved state differs in "
                 + ", ".join(differing)
-                + "; open the index and curriculum it was saved with"
+                + "; use the index and the curriculum that it was saved with"
             )
         position = state.get("consumed_samples")
         if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-            raise StateMismatchError(f"the saved state has an impossible position: {position!r} samples")
+            raise StateMismatchError(f"the saved state has an invalid position: {position!r} samples")
         return position
 
 

@@ -1,4 +1,4 @@
-"""The audit trail: which samples a step draws, with their values, and what a run really consumed."""
+"""The audit trail: which samples a step draws, with their values, and which samples a run consumed."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def trace_table(
             [by_metric[name] for by_metric in difficulties.values()], [len(ids) for ids in batches.values()]
         )
     for name, metric in values.items():
-        found = metric.values[ids]
-        columns[name] = pa.array(np.ma.getdata(found), mask=np.ma.getmaskarray(found))
+        drawn = metric.values[ids]
+        columns[name] = pa.array(np.ma.getdata(drawn), mask=np.ma.getmaskarray(drawn))
     return pa.table(columns)
 
 
@@ -101,34 +101,36 @@ class Recorder:
                 if not path.exists():
                     return path
         except OSError as error:
-            raise StorageError(f"{self._folder} can't take the record of this run: {error}") from error
-        raise StorageError(f"{self._folder} holds too many records; choose another folder")
+            raise StorageError(f"can't write the record of this run to {self._folder}: {error}") from error
+        raise StorageError(f"{self._folder} contains too many records; choose another folder")
 
     def close(self) -> None:
-        """Write what is left and end the file; the next row begins a new one."""
+        """Write the remaining rows and end the file; the next row starts a new one."""
         self.flush()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def finish(self) -> None:
-        """Close, but not in a fork of the process that records, which has the same rows in memory."""
+        """Close, unless this is a fork of the recording process, which has the same rows in memory."""
         if os.getpid() == self._process:
             self.close()
 
 
 def read_records(folder: str | PathLike[str]) -> pa.Table:
-    """Return what all ranks and all starts of a run consumed: step, micro_batch, rank, sample_id, in file order.
+    """Return what all ranks and all starts of a run consumed: step, micro_batch, rank, sample_id, file by file.
 
-    The rows of a killed run after its last saved state may be missing; the files stay readable. Steps that a run did
-    again, as it resumed from a state before its end, are there twice, since they were consumed twice.
+    If a run was killed, rows after its last saved state may be missing; the files stay readable. Steps that a run
+    repeated, because it resumed from an earlier state, appear twice: they were consumed twice.
 
     Raises:
-        UnreadableFileError: when the folder holds no record.
+        UnreadableFileError: when the folder contains no record.
     """
     batches = [batch for path in sorted(Path(folder).glob("rank-*.arrows")) for batch in _read(path)]
     if not batches:
-        raise UnreadableFileError(f"{folder} holds no record of a run; start one with CurriculumSampler(record=...)")
+        raise UnreadableFileError(
+            f"{folder} contains no record of a run; record one with CurriculumSampler(record=...)"
+        )
     return pa.Table.from_batches(batches)
 
 

@@ -23,18 +23,18 @@ from arrowds.sources import Source, open_source
 class ArrowDataset:
     """The rows of a source as dictionaries of tensors, by sample id.
 
-    Lists become tensors of one dimension and numbers tensors of none, both views of Arrow memory that must not be
-    written to; text stays text. Arrow IPC and Megatron files stay memory-mapped, so that all processes share their
-    pages. Other sources are read into memory, which forked loader workers share, or, with ``cache_dir``, converted once
-    to an Arrow IPC file that all processes of the machine map.
+    Lists become tensors of one dimension and numbers tensors of none, both read-only views of Arrow memory; text stays
+    text. Arrow IPC and Megatron files stay memory-mapped, so that all processes share their pages. Other sources are
+    read into memory, which forked loader workers share, or, with ``cache_dir``, converted once to an Arrow IPC file
+    that all processes of the machine map.
 
     Args:
         source: anything that :func:`arrowds.sources.open_source` takes.
         columns: the columns to load; by default all.
-        cache_dir: a local folder for the converted file; it is named after the fingerprint of the data.
+        cache_dir: a local folder for the converted file, which is named after the fingerprint of the data.
 
     Raises:
-        MissingColumnError: for a column that is not there.
+        MissingColumnError: for a missing column.
         SourceError: when the source is not columnar, or a column of numbers has nulls.
 
     >>> dataset = ArrowDataset(pa.table({"input_ids": [[1, 2, 3], [4]], "label": [0, 1]}))
@@ -49,7 +49,7 @@ class ArrowDataset:
     ) -> None:
         opened = open_source(source)
         if opened.schema is None:
-            raise SourceError(f"{opened.description} is a dataset already; pass it to the loader as it is")
+            raise SourceError(f"{opened.description} is already a dataset; pass it to the loader directly")
         self.columns = list(opened.schema.names if columns is None else columns)
         opened.check_columns(self.columns)
         if not self.columns:
@@ -57,7 +57,7 @@ class ArrowDataset:
         self._length = len(opened)
         self._file = None if cache_dir is None else _converted(opened, self.columns, Path(cache_dir))
         self._source = opened if self._file is None else None
-        # Read now, not in each forked worker: what is in memory is shared with them.
+        # Read now, not in each forked worker: they share this memory.
         self._loaded: list[_Column] | None = self._load()
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class ArrowDataset:
         return self.__getitems__([sample_id])[0]
 
     def __getitems__(self, sample_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the samples of a batch: one look-up for each column.
+        """Return the samples of a batch: one gather per column.
 
         Raises:
             IndexError: for an id outside the dataset.
@@ -81,7 +81,7 @@ class ArrowDataset:
         return [dict(zip(self.columns, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the loaded columns behind: another process opens them for itself."""
+        """Omit the loaded columns: another process opens them itself."""
         return {**self.__dict__, "_loaded": None}
 
     def _load(self) -> list[_Column]:
@@ -98,8 +98,8 @@ def _batches(source: Source, columns: list[str]) -> tuple[Iterator[pa.RecordBatc
 
 
 def _converted(source: Source, columns: list[str], folder: Path) -> Path:
-    """Return the IPC file that holds the columns; several processes may make it at once, and each replaces it whole."""
-    # Names of columns need not be names of files.
+    """Return the IPC file of the columns; processes that write it at the same time replace it atomically."""
+    # Column names need not be valid file names.
     names = xxhash.xxh3_64_hexdigest(json.dumps(columns).encode())
     path = folder / f"{source.fingerprint()}-{names}.arrow"
     if not path.exists():
@@ -137,11 +137,11 @@ class _Lists(_Column):
     def take(self, ids: list[int]) -> list[Any]:
         from torch import from_numpy
 
-        found = []
+        tensors = []
         for chunk, row in self.places(ids):
             offsets = self._offsets[chunk]
-            found.append(from_numpy(self._values[chunk][offsets[row] : offsets[row + 1]]))
-        return found
+            tensors.append(from_numpy(self._values[chunk][offsets[row] : offsets[row + 1]]))
+        return tensors
 
 
 class _Numbers(_Column):
@@ -149,7 +149,10 @@ class _Numbers(_Column):
 
     def __init__(self, chunks: list[pa.Array]) -> None:
         super().__init__(chunks)
-        self._values = [_rows(chunk) for chunk in chunks]
+        if chunks and pa.types.is_fixed_size_list(chunks[0].type):
+            self._values = [_writable(x.flatten()).reshape(len(x), x.type.list_size) for x in chunks]
+        else:
+            self._values = [_writable(chunk) for chunk in chunks]
 
     def take(self, ids: list[int]) -> list[Any]:
         from torch import from_numpy
@@ -158,7 +161,7 @@ class _Numbers(_Column):
 
 
 class _Objects(_Column):
-    """Text and whatever else is no tensor."""
+    """Text and everything else that does not become a tensor."""
 
     def __init__(self, chunks: list[pa.Array]) -> None:
         super().__init__(chunks)
@@ -180,14 +183,8 @@ def _open_column(name: str, column: pa.ChunkedArray) -> _Column:
     if is_list or is_fixed:
         nulls += sum(chunk.values.null_count and chunk.flatten().null_count for chunk in chunks)
     if nulls:
-        raise SourceError(f"column {name!r} has {nulls} nulls, which no tensor can hold; fill or filter them")
+        raise SourceError(f"column {name!r} has {nulls} nulls, which a tensor can't represent; fill or filter them")
     return _Lists(chunks) if is_list else _Numbers(chunks)
-
-
-def _rows(chunk: pa.Array) -> np.ndarray:
-    if pa.types.is_fixed_size_list(chunk.type):
-        return _writable(chunk.flatten()).reshape(len(chunk), chunk.type.list_size)
-    return _writable(chunk)
 
 
 def _writable(array: pa.Array) -> np.ndarray:
@@ -201,6 +198,6 @@ def _writable(array: pa.Array) -> np.ndarray:
         raise MissingExtraError("torch", "torch") from error
     values = array.to_numpy(zero_copy_only=False)
     with warnings.catch_warnings():
-        # Read-only memory is what is wanted here; torch warns that it can't enforce it.
+        # The memory is read-only on purpose; torch warns that it can't enforce that.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values).numpy()

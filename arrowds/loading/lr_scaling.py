@@ -1,4 +1,4 @@
-"""Scales a learning rate with the size of each batch, on top of any torch scheduler."""
+"""Learning rates scaled by the size of each batch, on top of any torch scheduler."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def scale_lr_by_batch_size(
     base_batch_size: float,
     method: LrScaling = "linear",
 ) -> LRScheduler:
-    """A torch scheduler that multiplies another one's learning rates by a factor of each step's batch size.
+    """Return a torch scheduler that multiplies another one's learning rates by a factor of each step's batch size.
 
     The learning rate of the first step is set at once; call `step()` after each optimizer step. The scheduler below
     never sees a scaled rate. `state_dict()` holds both and resumes exactly.
 
     Args:
-        scheduler: the scheduler below, or an optimizer whose learning rates stay as they are.
-        batch_sizes: samples in each step; it starts over after the last. A plan (see `arrowds.batch_by_tokens`) goes on
+        scheduler: the scheduler below, or an optimizer with constant learning rates.
+        batch_sizes: samples in each step; repeated after the last. A plan (see `arrowds.batch_by_tokens`) continues
             with its next epoch instead.
         base_batch_size: samples in a batch for which the learning rates were chosen.
         method: "linear", "sqrt" or "none".
 
     Raises:
-        ConfigError: for arguments that make no sense.
+        ConfigError: for invalid arguments.
         MissingExtraError: without torch.
 
     >>> import torch
@@ -59,7 +59,7 @@ def scale_lr_by_batch_size(
 
 
 class _FixedSizes:
-    """The same batch sizes over and over."""
+    """Batch sizes that repeat."""
 
     def __init__(self, sizes: npt.NDArray[Any]) -> None:
         self.sizes = sizes
@@ -73,11 +73,11 @@ class _FixedSizes:
 
     def load(self, state: Mapping[str, Any]) -> None:
         if state.get("batch_sizes") != self.digest:
-            raise StateMismatchError("the learning-rate state was saved with other batch sizes than these")
+            raise StateMismatchError("the learning-rate state was saved with other batch sizes")
 
 
 class _PlannedSizes:
-    """The batch sizes of a plan, epoch after epoch. Steps are asked for in ascending order."""
+    """The batch sizes of a plan, epoch after epoch; steps must ascend."""
 
     def __init__(self, plan: TokenBatchPlan) -> None:
         self.plan = plan
@@ -114,7 +114,7 @@ def _sizes(batch_sizes: TokenBatchPlan | Sequence[int] | npt.NDArray[Any]) -> _F
 
 @cache
 def scheduler_class() -> Any:
-    """The scheduler's class, made when torch is first needed."""
+    """Return the scheduler's class, defined when torch is first needed."""
     try:
         from torch.optim import Optimizer
         from torch.optim.lr_scheduler import LRScheduler
@@ -124,7 +124,7 @@ def scheduler_class() -> Any:
     class BatchSizeLR(LRScheduler):
         """Sets every group's rate to the rate of the scheduler below times a factor of the step's batch size."""
 
-        # the base class's constructor is left out on purpose: it would step, and wrap the optimizer a second time
+        # The base class's constructor is skipped on purpose: it would step, and wrap the optimizer a second time.
         def __init__(
             self, below: Any, sizes: _FixedSizes | _PlannedSizes, base_batch_size: float, method: LrScaling
         ) -> None:
@@ -136,7 +136,7 @@ def scheduler_class() -> Any:
             self._scale()
 
         def step(self, *args: Any, **kwargs: Any) -> None:
-            """Move to the next step; arguments are the lower scheduler's, such as a metric."""
+            """Advance one step; arguments are passed to the scheduler below, such as a metric."""
             for group, rate in zip(self.optimizer.param_groups, self.unscaled_lrs, strict=True):
                 group["lr"] = rate
             if self.below is not None:
@@ -165,7 +165,7 @@ def scheduler_class() -> Any:
             }
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            """Go on where the state was taken; also sets the optimizer's rates.
+            """Resume where the state was taken, and set the optimizer's rates.
 
             Raises:
                 StateMismatchError: for a state of other batch sizes or settings.
@@ -174,7 +174,7 @@ def scheduler_class() -> Any:
                 raise StateMismatchError(f"the learning-rate state has version {state_dict.get('version')!r}, not 1")
             for name in ("base_batch_size", "method"):
                 if state_dict[name] != getattr(self, name):
-                    raise StateMismatchError(f"saved with {name}={state_dict[name]!r}, here {getattr(self, name)!r}")
+                    raise StateMismatchError(f"saved with {name}={state_dict[name]!r}, now {getattr(self, name)!r}")
             self.sizes.load(state_dict["sizes"])
             if self.below is not None:
                 self.below.load_state_dict(state_dict["below"])

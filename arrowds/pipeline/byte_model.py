@@ -14,8 +14,8 @@ IGNORED = -100
 def make_byte_model(*, width: int = 64, layers: int = 2, heads: int = 4, max_length: int = 512) -> Any:
     """Return a causal transformer over bytes; ``model(input_ids=..., labels=...)`` is the mean cross entropy in nats.
 
-    ``input_ids`` and ``labels`` are int64 tensors of (rows, length up to ``max_length``); labels of -100 do not count.
-    Rows are padded on the right, where a causal model needs no mask.
+    ``input_ids`` and ``labels`` are int64 tensors of (rows, length up to ``max_length``); labels of -100 are ignored.
+    Rows are padded on the right, so a causal model needs no mask.
 
     Raises:
         ConfigError: when ``heads`` does not divide ``width``.
@@ -33,7 +33,7 @@ def make_byte_model(*, width: int = 64, layers: int = 2, heads: int = 4, max_len
 
 @cache
 def _model_class() -> Any:
-    """Return the model's class, made when torch is first needed."""
+    """Return the model's class, defined when torch is first needed."""
     try:
         import torch
         from torch import nn
@@ -74,7 +74,7 @@ def _model_class() -> Any:
             length = input_ids.shape[1]
             if length > self.max_length:
                 raise ConfigError(
-                    f"a sample has {length} tokens but the model takes {self.max_length}: set batches.max_length, "
+                    f"a sample has {length} tokens but the model supports {self.max_length}: set batches.max_length, "
                     "or the model's max_length"
                 )
             places = torch.arange(length, device=input_ids.device)

@@ -18,7 +18,7 @@ CHART = "run.svg"
 
 
 def draw_run(losses: pa.Table, difficulties: pa.Table) -> Figure:
-    """Draw the loss over steps and, where there is a curriculum, a panel for each metric's difficulty.
+    """Draw the loss over steps and, with a curriculum, a panel for each metric's difficulty.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
@@ -42,7 +42,7 @@ def draw_run(losses: pa.Table, difficulties: pa.Table) -> Figure:
 
 
 def plot_run(losses: pa.Table, difficulties: pa.Table, path: Path) -> None:
-    """Draw a run into an SVG file; always the same bytes.
+    """Draw a run into an SVG file; equal runs give equal bytes.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.

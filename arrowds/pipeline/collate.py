@@ -1,4 +1,4 @@
-"""From samples to padded tensors, in the form that language models of torch and of Hugging Face take."""
+"""From samples to padded tensors, in the form that language models of torch and Hugging Face expect."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class PaddingCollate:
     ``attention_mask`` (int64; 1 for a token, 0 for padding).
 
     Args:
-        token_column: where a sample, a dictionary, has its token ids; any other sample is the ids themselves.
-        max_length: longer samples are cut to so many tokens.
-        pad_id: the token id that fills up.
+        token_column: the key of the token ids in a dictionary; any other sample is the ids themselves.
+        max_length: longer samples are cut to this many tokens.
+        pad_id: the token id for padding.
 
     >>> batch = PaddingCollate(max_length=2)([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}])
     >>> batch["input_ids"].tolist(), batch["labels"].tolist()

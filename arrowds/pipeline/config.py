@@ -1,4 +1,4 @@
-"""What a run is made of: frozen models of every section, read from JSON, YAML or a dictionary and checked once."""
+"""The configuration of a run: frozen models of every section, read from JSON, YAML or a dictionary, checked once."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, and without any key that is not known."""
+    """A part of the configuration: frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataConfig(Section):
-    """The dataset: files, and which column holds the token ids (or the text that they are made of)."""
+    """The dataset: files, and the column of token ids (or of the text that they are made from)."""
 
     source: str | list[str]
     token_column: str = "input_ids"
     text_column: str = "text"
     tokenizer: str | None = None
-    """A ``tokenizer.json`` or "bytes": makes ``token_column`` from ``text_column``. None: the column is there."""
+    """A ``tokenizer.json`` or "bytes", which makes ``token_column`` from ``text_column``. None: the column exists."""
 
 
 class TokenMetric(Section):
@@ -50,7 +50,7 @@ class ExpressionMetric(Section):
 
 
 class IndexConfig(Section):
-    """Where the index is, and what to measure where it is not there yet."""
+    """The index, and what to measure if it is missing."""
 
     path: Path
     metrics: list[Annotated[TokenMetric | ExpressionMetric, Field(discriminator="kind")]] = []
@@ -66,11 +66,11 @@ class BatchConfig(Section):
     num_epochs: Positive = 1
     order: Literal["stateless", "deepspeed"] = "stateless"
     max_length: Positive | None = None
-    """Longer samples are cut to so many tokens."""
+    """Longer samples are cut to this many tokens."""
     pad_id: int = 0
     num_workers: Annotated[int, Field(ge=0)] = 0
     record: bool = False
-    """Record which samples were drawn, in the folder ``consumed`` of the output; workers draw ahead of training."""
+    """Record which samples were consumed, in the folder ``consumed`` of the output."""
 
 
 class ModelConfig(Section):
@@ -79,7 +79,7 @@ class ModelConfig(Section):
     factory: str = "bytes"
     arguments: dict[str, Any] = {}
     seed: int = 0
-    """torch's seed while the model is made."""
+    """torch's seed while the model is created."""
 
 
 class TrainingConfig(Section):
@@ -87,21 +87,21 @@ class TrainingConfig(Section):
 
     engine: Literal["torch", "deepspeed"] = "torch"
     steps: Positive | None = None
-    """Steps of the optimizer; None: as many as the data gives."""
+    """Steps of the optimizer; None: until the data ends."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     device: str | None = None
-    """Of plain PyTorch: "cpu", "cuda", ...; None: an accelerator where there is one."""
+    """Of plain PyTorch: "cpu", "cuda", ...; None: an accelerator if available."""
     checkpoint_every: Positive | None = None
-    """Steps between checkpoints; one is written at the end in any case."""
+    """Steps between checkpoints; one is always written at the end."""
     deepspeed: dict[str, Any] | Path = {}
-    """DeepSpeed's configuration, or the JSON file of it; batch sizes come from ``batches``."""
+    """DeepSpeed's configuration, or its JSON file; batch sizes come from ``batches``."""
 
 
 class PipelineConfig(Section):
-    """A whole run. ``data`` may be left out where the dataset is given in Python.
+    """A whole run. ``data`` may be omitted if the dataset is passed in Python.
 
     >>> load_config({"index": {"path": "i"}, "batches": {"micro_batch_size": 8, "sead": 1}, "output": "run"})
     Traceback (most recent call last):
@@ -121,10 +121,10 @@ class PipelineConfig(Section):
 def load_config(config: PipelineConfig | Mapping[str, Any] | str | PathLike[str]) -> PipelineConfig:
     """Return a checked configuration from a dictionary, or from a ``.json``, ``.yaml`` or ``.yml`` file.
 
-    Relative paths in it are relative to the working directory, as on a command line.
+    Relative paths in it are relative to the working directory.
 
     Raises:
-        ConfigError: for unknown keys (naming the nearest known one), and values that are missing or make no sense.
+        ConfigError: for unknown keys (with the nearest known one), and missing or invalid values.
         MissingExtraError: for YAML without PyYAML.
     """
     if isinstance(config, PipelineConfig):
@@ -133,9 +133,9 @@ def load_config(config: PipelineConfig | Mapping[str, Any] | str | PathLike[str]
     try:
         checked = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        # Unknown keys first: a key that is missing may be one that was misspelled.
-        found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-        raise ConfigError("; ".join(map(_explained, found))) from error
+        # Unknown keys first: a missing key may have been misspelled.
+        errors = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+        raise ConfigError("; ".join(map(_explained, errors))) from error
     parse_curriculum(checked.curriculum)
     return checked
 
@@ -144,7 +144,7 @@ def read_settings(path: str | PathLike[str]) -> dict[str, Any]:
     """Return the dictionary of a JSON or YAML file.
 
     Raises:
-        ConfigError: for a file that can't be read, is neither, or holds no dictionary.
+        ConfigError: for a file that can't be read, or whose content is not a dictionary.
         MissingExtraError: for YAML without PyYAML.
     """
     path = Path(path)
@@ -154,15 +154,13 @@ def read_settings(path: str | PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"the configuration {path} can't be read: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"the configuration {path} holds a {type(values).__name__}; expected a dictionary of sections"
-        )
+        raise ConfigError(f"the configuration {path} is a {type(values).__name__}; expected a dictionary of sections")
     return values
 
 
 def _yaml(path: Path, text: str) -> Any:
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"the configuration {path} must end in .json, .yaml or .yml, which tells its format")
+        raise ConfigError(f"the configuration {path} must end in .json, .yaml or .yml")
     try:
         import yaml
     except ImportError as error:
@@ -170,11 +168,11 @@ def _yaml(path: Path, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the configuration {path} is no YAML: {error}") from error
+        raise ConfigError(f"the configuration {path} is not valid YAML: {error}") from error
 
 
 def _explained(error: Any) -> str:
-    """Say what is wrong at which place; for an unknown key, which known one is nearest."""
+    """Return what is wrong and where; for an unknown key, with the nearest known one."""
     place, kind = error["loc"], error["type"]
     if kind != "extra_forbidden":
         return f"{'.'.join(map(str, place))}: {error['msg']}, got {error['input']!r}"

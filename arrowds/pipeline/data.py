@@ -16,7 +16,7 @@ from arrowds.index import Index, open_index
 from arrowds.loading import ArrowDataset, CurriculumDataLoader
 from arrowds.metrics import Metric
 from arrowds.pipeline.collate import PaddingCollate
-from arrowds.pipeline.config import DataConfig, ExpressionMetric, IndexConfig, PipelineConfig, TokenMetric, load_config
+from arrowds.pipeline.config import DataConfig, ExpressionMetric, IndexConfig, PipelineConfig, load_config
 from arrowds.sources import Source, TokenizedSource, open_source
 
 CONSUMED = "consumed"
@@ -30,21 +30,21 @@ def create_data_loader(
     world_size: int = 1,
     collate_fn: Callable[[Any], Any] | None = None,
 ) -> CurriculumDataLoader:
-    """Return the loader of a configuration; the dataset is indexed first where it is not yet.
+    """Return the loader of a configuration; the dataset is indexed first if the index is missing.
 
-    An index that was interrupted is finished. Every rank calls this; where several processes could start at once,
-    call :func:`prepare_index` on one of them first.
+    An interrupted index is finished. Every rank calls this; if several processes start at once, call
+    :func:`prepare_index` on one of them first.
 
     Args:
-        dataset: a map-style dataset whose samples have token ids, files, or a table; None for that of ``config.data``.
+        dataset: a map-style dataset whose samples have token ids, files, or a table; None: the one of ``config.data``.
         config: sections ``index``, ``curriculum`` and ``batches``, and ``data`` unless a dataset is given.
-        rank: of this process among all that train.
-        world_size: how many train.
-        collate_fn: makes a batch of samples; by default :class:`PaddingCollate` as ``batches`` says.
+        rank: this process among all that train.
+        world_size: number of processes that train.
+        collate_fn: turns samples into a batch; by default :class:`PaddingCollate` with the settings of ``batches``.
 
     Raises:
-        ConfigError: for a configuration that makes no sense.
-        IndexExistsError: when the index is of other data, or of metrics defined otherwise.
+        ConfigError: for an invalid configuration.
+        IndexExistsError: when the index is of other data or other metrics.
 
     >>> import tempfile
     >>> table = pa.table({"input_ids": [[1, 2, 3], [4], [5, 6]]})
@@ -71,31 +71,26 @@ def create_data_loader(
         order=batches.order,
         record=checked.output / CONSUMED if batches.record else None,
     )
-    samples = _as_dataset(_source(checked) if dataset is None else dataset, column)
+    samples = _source(checked) if dataset is None else dataset
+    if isinstance(samples, str | PathLike | Source | pa.Table):
+        samples = ArrowDataset(samples, columns=[column])
     collate = collate_fn or PaddingCollate(token_column=column, max_length=batches.max_length, pad_id=batches.pad_id)
     return CurriculumDataLoader(samples, sampler, num_workers=batches.num_workers, collate_fn=collate)
 
 
-def _as_dataset(dataset: Any, column: str) -> Any:
-    """Return a map-style dataset: paths, sources and tables become one, everything else is one."""
-    if isinstance(dataset, str | PathLike | Source | pa.Table):
-        return ArrowDataset(dataset, columns=[column])
-    return dataset
-
-
 def prepare_index(dataset: Any, config: PipelineConfig) -> Index:
-    """Return the index of a configuration, made or finished first where ``index.metrics`` says what to measure."""
-    wanted = list(_metrics(config.index, config.data))
-    if not wanted:
+    """Return the index of a configuration; if ``index.metrics`` is given, create or finish it first."""
+    measured = list(_metrics(config.index, config.data))
+    if not measured:
         return open_index(config.index.path)
     source = _source(config) if dataset is None else dataset
-    return analyze(source, wanted, config.index.path, workers=config.index.workers)
+    return analyze(source, measured, config.index.path, workers=config.index.workers)
 
 
 def _source(config: PipelineConfig) -> Source:
     data = config.data
     if data is None:
-        raise ConfigError("there is no dataset: pass one, or say in the section 'data' where it is")
+        raise ConfigError("no dataset: pass one, or name its files in the section 'data'")
     source = open_source(data.source)
     if data.tokenizer is None:
         return source
@@ -103,25 +98,26 @@ def _source(config: PipelineConfig) -> Source:
 
 
 def _metrics(config: IndexConfig, data: DataConfig | None) -> Iterator[Metric]:
+    of_tokens: dict[str, Callable[..., Metric]] = {
+        "seqlen": metrics.seqlen,
+        "vocab_rarity": metrics.vocab_rarity,
+        "token_counts": metrics.token_counts,
+    }
     default = "input_ids" if data is None else data.token_column
-    for wanted in config.metrics:
-        yield _expression(wanted) if isinstance(wanted, ExpressionMetric) else _of_tokens(wanted, default)
+    for metric in config.metrics:
+        if isinstance(metric, ExpressionMetric):
+            yield _expression(metric)
+        else:
+            yield of_tokens[metric.kind](metric.column or default, name=metric.name or metric.kind)
 
 
-def _of_tokens(wanted: TokenMetric, default_column: str) -> Metric:
-    column, name = wanted.column or default_column, wanted.name or wanted.kind
-    if wanted.kind == "seqlen":
-        return metrics.seqlen(column, name=name)
-    if wanted.kind == "vocab_rarity":
-        return metrics.vocab_rarity(column, name=name)
-    return metrics.token_counts(column, name=name)
-
-
-def _expression(wanted: ExpressionMetric) -> Metric:
+def _expression(metric: ExpressionMetric) -> Metric:
     import polars as pl
 
     try:
-        expression = pl.sql_expr(wanted.sql)
+        expression = pl.sql_expr(metric.sql)
     except pl.exceptions.PolarsError as error:
-        raise ConfigError(f"index.metrics: {wanted.sql!r} of {wanted.name!r} is no SQL expression: {error}") from error
-    return metrics.expr(wanted.name, expression)
+        raise ConfigError(
+            f"index.metrics: {metric.sql!r} of {metric.name!r} is not a valid SQL expression: {error}"
+        ) from error
+    return metrics.expr(metric.name, expression)

@@ -1,4 +1,4 @@
-"""Train with DeepSpeed under its own JSON configuration; the loader's state travels in the engine's checkpoints."""
+"""Training with DeepSpeed under its own JSON configuration; the engine's checkpoints contain the loader's state."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ _CLIENT_STATE = "arrowds"
 
 
 def deepspeed_settings(config: TrainingConfig, batches: BatchConfig, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration with the batch sizes of ``batches`` in it. Pure, but for reading a file.
+    """Return DeepSpeed's configuration with the batch sizes of ``batches``. Pure, except for reading its file.
 
     Raises:
-        ConfigError: when it names other batch sizes, or a curriculum of its own.
+        ConfigError: when it has other batch sizes, or its own curriculum.
     """
     given = dict(config.deepspeed) if isinstance(config.deepspeed, dict) else read_settings(config.deepspeed)
     for key in ("data_efficiency", "curriculum_learning"):
         if key in given:
-            raise ConfigError(
-                f"training.deepspeed has {key!r}; the section 'curriculum' decides that here, leave it out"
-            )
+            raise ConfigError(f"training.deepspeed has {key!r}; leave it out: the section 'curriculum' replaces it")
     micro, accumulation = batches.micro_batch_size, batches.gradient_accumulation_steps
     sizes = {
         "train_batch_size": micro * accumulation * world_size,
@@ -38,7 +36,7 @@ def deepspeed_settings(config: TrainingConfig, batches: BatchConfig, world_size:
     for key, size in sizes.items():
         if given.get(key, "auto") not in ("auto", size):
             raise ConfigError(
-                f"training.deepspeed has {key}={given[key]!r}, but 'batches' and {world_size} ranks make it {size}; "
+                f"training.deepspeed has {key}={given[key]!r}, but 'batches' with {world_size} ranks gives {size}; "
                 'leave it out, or write "auto"'
             )
     clipping = {} if config.max_grad_norm is None else {"gradient_clipping": config.max_grad_norm}
@@ -46,7 +44,7 @@ def deepspeed_settings(config: TrainingConfig, batches: BatchConfig, world_size:
 
 
 class DeepSpeedTrainer:
-    """A DeepSpeed engine. Without an optimizer in its configuration: AdamW with the learning rate of ``training``."""
+    """A DeepSpeed engine; without an optimizer in its configuration, AdamW with the learning rate of ``training``."""
 
     def __init__(self, model: Any, config: TrainingConfig, batches: BatchConfig, ranks: Ranks) -> None:
         os.environ.setdefault("LOCAL_RANK", "0")  # a launcher sets it; without one DeepSpeed refuses to start
@@ -72,7 +70,7 @@ class DeepSpeedTrainer:
         self._engine.save_checkpoint(str(folder), tag=f"step-{step}", client_state={_CLIENT_STATE: dict(state)})
 
     def load(self, folder: Path) -> Mapping[str, Any] | None:
-        """Load the checkpoint that the engine calls the latest.
+        """Load the engine's latest checkpoint.
 
         Raises:
             StateMismatchError: when another program wrote it.
@@ -81,6 +79,6 @@ class DeepSpeedTrainer:
             return None
         path, client_state = self._engine.load_checkpoint(str(folder))
         if path is None or _CLIENT_STATE not in client_state:
-            raise StateMismatchError(f"{folder} holds checkpoints of another program; choose another output")
+            raise StateMismatchError(f"the checkpoints in {folder} are from another program; choose another output")
         state: Mapping[str, Any] = client_state[_CLIENT_STATE]
         return state

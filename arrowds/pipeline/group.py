@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and the torch.distributed group while a run lasts."""
+"""The processes that train together: the rank of this one, and the torch.distributed group during a run."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Ranks:
 
 @contextmanager
 def process_group(*, deepspeed: bool = False) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` or DeepSpeed's launcher started, as the environment tells; leave at the end.
+    """Join the processes that ``torchrun`` or DeepSpeed's launcher started, by their variables; leave at the end.
 
-    A group that is there already is used and left alone.
+    An existing group is used and kept.
 
     Args:
-        deepspeed: make a group also for a single process, and keep it until the process ends: DeepSpeed holds on to
-            the first groups that it meets.
+        deepspeed: create a group for a single process too, and keep it until the process ends: DeepSpeed caches the
+            first groups that it uses.
 
     Raises:
-        ConfigError: when the launcher's variables make no sense.
+        ConfigError: when the launcher's variables are invalid.
         MissingExtraError: when torch is not installed.
     """
     try:
@@ -72,11 +72,11 @@ def process_group(*, deepspeed: bool = False) -> Iterator[Ranks]:
 
 
 def _leave() -> None:
-    """Leave the group; its threads must not outlive the interpreter, which would abort the process."""
+    """Leave the group; threads that are still running when the interpreter ends would abort the process."""
     import torch.distributed as dist
 
     if dist.is_initialized():
-        gc.collect()  # a model that was trained in parallel is in reference cycles and holds on to the group
+        gc.collect()  # a model trained in parallel is in reference cycles that keep the group alive
         dist.destroy_process_group()
 
 
@@ -87,7 +87,7 @@ def _join(rank: int, world_size: int) -> None:
     accelerated = torch.cuda.is_available()
     if accelerated:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # One process alone meets nobody: it needs no port, which could be taken.
+    # A single process needs no port, which could be in use.
     store = dist.HashStore() if world_size == 1 else None  # type: ignore[attr-defined]  # public, but not in __all__
     dist.init_process_group("nccl" if accelerated else "gloo", store=store, rank=rank, world_size=world_size)
 
@@ -99,5 +99,7 @@ def _from_environment() -> tuple[int, int]:
     except ValueError as error:
         raise ConfigError(f"the launcher's variables must be integers, got {values}") from error
     if not 0 <= rank < world_size:
-        raise ConfigError(f"the launcher's variables say rank {rank} of {world_size}; start with torchrun or deepspeed")
+        raise ConfigError(
+            f"the launcher's variables give rank {rank} of {world_size}; start with torchrun or deepspeed"
+        )
     return rank, world_size

@@ -1,10 +1,10 @@
-"""The model of a run: the small built-in one, or whatever an importable function returns."""
+"""The model of a run: the small built-in one, or the result of an importable function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.pipeline.byte_model import make_byte_model
@@ -15,7 +15,7 @@ def make_model(config: ModelConfig) -> Any:
     """Return the model that a configuration names: "bytes", or the result of an importable "module:function".
 
     Raises:
-        ConfigError: when there is no such module or function.
+        ConfigError: when the module or function does not exist.
     """
     try:
         import torch
@@ -31,12 +31,11 @@ def _imported(name: str) -> Callable[..., Any]:
     if not colon:
         raise ConfigError(f"model.factory must be 'bytes' or 'module:function', got {name!r}")
     try:
-        found = getattr(import_module(module), function)
+        factory = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"model.factory {name!r} can't be imported: {error}") from error
-    if not callable(found):
+    if not callable(factory):
         raise ConfigError(
-            f"model.factory {name!r} is a {type(found).__name__}; expected a function that returns a model"
+            f"model.factory {name!r} is a {type(factory).__name__}; expected a function that returns a model"
         )
-    factory: Callable[..., Any] = found
-    return factory
+    return cast(Callable[..., Any], factory)

@@ -1,4 +1,4 @@
-"""What a run leaves: a table of losses and a table of difficulties, a row per step, kept over interruptions."""
+"""The tables of a run: losses and difficulties, a row per step, kept across interruptions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StepRow:
 
 
 class RunTables:
-    """The tables of a run so far; rows beyond the checkpoint that it resumes from are dropped, as they come again."""
+    """The tables of a run so far; rows after the checkpoint that it resumes from are dropped, as they are repeated."""
 
     def __init__(self, folder: Path, *, resumed_from: int) -> None:
         self._folder = folder

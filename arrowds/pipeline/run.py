@@ -1,4 +1,4 @@
-"""The second half of a run: steps of the optimizer over a loader, with checkpoints, exact resume and tables."""
+"""The second half of a run: optimizer steps over a loader, with checkpoints, exact resume and tables."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Progress = Callable[[StepRow], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRun:
-    """What a run left in its folder.
+    """The result of a run.
 
     Attributes:
         output: the folder.
         steps: how many steps are done in all.
-        resumed_from: after which step this run went on; 0 when it began anew.
-        losses: ``step``, ``loss``, ``lr``, ``tokens`` of every step, earlier parts of the run included.
+        resumed_from: the step of the checkpoint that this run resumed from; 0: it started from scratch.
+        losses: ``step``, ``loss``, ``lr``, ``tokens`` of every step, including earlier parts of the run.
         difficulties: ``step``, ``metric``, ``difficulty``.
     """
 
@@ -50,17 +50,17 @@ def run_pipeline(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> TrainingRun:
-    """Do a whole run from its configuration: index where there is none, load, make the model, train.
+    """Do a whole run from its configuration: create the index if missing, load, create the model, train.
 
-    Under ``torchrun`` or DeepSpeed's launcher each process calls this; the first one makes the index.
+    Under ``torchrun`` or DeepSpeed's launcher each process calls this; rank 0 creates the index.
 
     Args:
         config: see :class:`PipelineConfig`.
-        resume: go on from the latest checkpoint in the output folder, if there is one.
-        progress: is called after every step, on rank 0.
+        resume: resume from the latest checkpoint in the output folder, if there is one.
+        progress: called after every step, on rank 0.
 
     Raises:
-        ConfigError: for a configuration that makes no sense.
+        ConfigError: for an invalid configuration.
     """
     checked = load_config(config)
     with process_group(deepspeed=checked.training.engine == "deepspeed") as ranks:
@@ -79,22 +79,22 @@ def execute_data_pipeline(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> TrainingRun:
-    """Train a model on what a loader gives, as ``config.training`` says, and write what happened.
+    """Train a model on the batches of a loader, as configured in ``config.training``, and write the results.
 
     In ``config.output``: ``losses.parquet`` (step, loss, lr, tokens), ``difficulties.parquet`` (step, metric,
-    difficulty) and ``checkpoints/``. The tables are written with each checkpoint, and on the way out of an error.
-    Randomness inside the model is seeded by (seed, step, rank), so that a resumed run repeats the uninterrupted one.
+    difficulty) and ``checkpoints/``. The tables are written with each checkpoint, and when an error ends the run.
+    Randomness in the model is seeded by (seed, step, rank), so that a resumed run repeats the uninterrupted one.
 
     Args:
         model: a torch module that returns its loss, called with a batch of the loader: ``model(**batch)`` for a
             dictionary, as models of Hugging Face are.
         loader: from :func:`create_data_loader`.
-        config: sections ``batches``, ``training`` and ``output`` count here.
-        resume: go on from the latest checkpoint in the output folder, if there is one.
-        progress: is called after every step, on rank 0.
+        config: the sections ``batches``, ``training`` and ``output`` are used.
+        resume: resume from the latest checkpoint in the output folder, if there is one.
+        progress: called after every step, on rank 0.
 
     Raises:
-        ConfigError: when the model returns no loss, or the loader was made for other ranks than there are.
+        ConfigError: when the model returns no loss, or the loader has another rank or world size than this process.
         StateMismatchError: when the checkpoints are of another model, dataset or curriculum.
         MissingExtraError: when torch or DeepSpeed is not installed.
     """
@@ -119,13 +119,13 @@ def _check_ranks(loader: Any, ranks: Ranks) -> None:
     layout = getattr(loader.sampler, "layout", None)
     if layout is not None and (layout.rank, layout.world_size) != (ranks.rank, ranks.world_size):
         raise ConfigError(
-            f"the loader was made for rank {layout.rank} of {layout.world_size}, but this process is rank {ranks.rank} "
-            f"of {ranks.world_size}: pass rank and world_size to create_data_loader, start with torchrun or deepspeed"
+            f"the loader is for rank {layout.rank} of {layout.world_size}, but this process is rank {ranks.rank} of "
+            f"{ranks.world_size}: pass rank and world_size to create_data_loader, and start with torchrun or deepspeed"
         )
 
 
 def make_trainer(model: Any, config: PipelineConfig, ranks: Ranks) -> Trainer:
-    """Return what trains the model as ``config.training`` says."""
+    """Return the trainer of ``config.training.engine``."""
     if config.training.engine == "deepspeed":
         from arrowds.pipeline.deepspeed_engine import DeepSpeedTrainer
 
@@ -137,7 +137,7 @@ def make_trainer(model: Any, config: PipelineConfig, ranks: Ranks) -> Trainer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
-    """Everything that the steps of one run share."""
+    """The state that the steps of one run share."""
 
     trainer: Trainer
     loader: CurriculumDataLoader
@@ -161,15 +161,11 @@ class _Run:
             self._write_tables()
             raise
         finally:
-            self._close_record()
+            if hasattr(self.loader.sampler, "close"):
+                self.loader.sampler.close()  # its record
         if done > saved:
             self._checkpoint(done)
         return done
-
-    def _close_record(self) -> None:
-        close = getattr(self.loader.sampler, "close", None)
-        if close is not None:
-            close()
 
     def _steps(self, begun: int) -> Iterator[StepRow]:
         import torch
@@ -193,7 +189,7 @@ class _Run:
         )
 
     def _checkpoint(self, step: int) -> None:
-        self._write_tables()  # first: a checkpoint must never be ahead of the tables
+        self._write_tables()  # first, so that a checkpoint is never ahead of the tables
         state = {"step": step, "loader": self.loader.state_dict()}
         self.trainer.save(self.config.output / CHECKPOINTS, step, state)
 

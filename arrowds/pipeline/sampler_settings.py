@@ -1,4 +1,4 @@
-"""The sampler that a configuration file stands for: DeepSpeed's JSON, or the configuration of a run."""
+"""The sampler of a configuration file: DeepSpeed's JSON, or the configuration of a run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def sampler_from_settings(
     rank: int = 0,
     world_size: int | None = None,
 ) -> CurriculumSampler:
-    """Return the sampler that trains on an index under a configuration.
+    """Return the sampler of a configuration over an index.
 
     Args:
         index: an open index with the metrics of the curriculum; paths in the configuration are not followed.
-        settings: DeepSpeed's configuration, recognised by its batch sizes or ``data_efficiency``, which draws as
-            ``arrowds.integrations.deepspeed.initialize`` does; or that of ``arrowds run``. A dictionary or a file.
-        rank: of this process.
-        world_size: how many train. None: as DeepSpeed's three batch sizes say when all are given, else 1.
+        settings: DeepSpeed's configuration, recognised by its batch sizes or ``data_efficiency``, for the draws of
+            ``arrowds.integrations.deepspeed.initialize``; or that of ``arrowds run``. A dictionary or a file.
+        rank: this process among all that train.
+        world_size: number of processes that train. None: from DeepSpeed's three batch sizes if all are given, else 1.
 
     Raises:
-        ConfigError: for a configuration without an enabled curriculum, or batch sizes that contradict each other.
+        ConfigError: for a configuration without an enabled curriculum, or inconsistent batch sizes.
 
     >>> import tempfile, arrowds, pyarrow as pa
     >>> folder = tempfile.TemporaryDirectory()
@@ -73,7 +73,9 @@ def _of_deepspeed(index: Index, values: Mapping[str, Any], layout: RankLayout) -
         section = sections[-1].get(name, {})
         if not section.get("enabled", False):
             place = ".".join(_SECTIONS[:depth])
-            raise ConfigError(f'{place} is not enabled, so there is no curriculum to follow; set "enabled": true in it')
+            raise ConfigError(
+                f'{place} is not enabled, so the configuration has no curriculum; set "enabled": true in it'
+            )
         sections.append(section)
     _, efficiency, sampling, learning = sections
     given = learning.get("curriculum_metrics", {})
@@ -92,10 +94,10 @@ def _of_deepspeed(index: Index, values: Mapping[str, Any], layout: RankLayout) -
 
 
 def deepspeed_layout(values: Mapping[str, Any], *, rank: int = 0, world_size: int | None = None) -> RankLayout:
-    """Work out DeepSpeed's batch sizes from those that are given, as it does. Pure.
+    """Derive DeepSpeed's batch sizes from those that are given, as it does. Pure.
 
     Raises:
-        ConfigError: when they contradict each other, or do not suffice.
+        ConfigError: when they are inconsistent or insufficient.
 
     >>> deepspeed_layout({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4}, world_size=2)
     RankLayout(micro_batch_size=4, rank=0, world_size=2, gradient_accumulation_steps=4)
@@ -106,7 +108,7 @@ def deepspeed_layout(values: Mapping[str, Any], *, rank: int = 0, world_size: in
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ConfigError(f"batch sizes must be positive integers, got {given}")
     if total is None and micro is None:
-        raise ConfigError(f"train_batch_size or train_micro_batch_size_per_gpu must be given; there is {given}")
+        raise ConfigError(f"train_batch_size or train_micro_batch_size_per_gpu must be given; got {given}")
     ranks = world_size
     if ranks is None:
         ranks = max(1, total // (micro * accumulation)) if total and micro and accumulation else 1
@@ -116,6 +118,6 @@ def deepspeed_layout(values: Mapping[str, Any], *, rank: int = 0, world_size: in
         accumulation = 1 if total is None else total // (micro * ranks) if micro else 0
     if total is not None and total != micro * accumulation * ranks:
         raise ConfigError(
-            f"{given} do not fit together with {ranks} ranks: the first must be the product of all others"
+            f"{given} are inconsistent with {ranks} ranks: train_batch_size must be the product of the others"
         )
     return RankLayout(micro_batch_size=micro, rank=rank, world_size=ranks, gradient_accumulation_steps=accumulation)

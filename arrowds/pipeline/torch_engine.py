@@ -1,4 +1,4 @@
-"""Train with plain PyTorch: AdamW, gradient accumulation and clipping, DistributedDataParallel over several ranks."""
+"""Training with plain PyTorch: AdamW, gradient accumulation and clipping, DistributedDataParallel on several ranks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_optimizer(model: Any, config: TrainingConfig) -> torch.optim.Optimizer:
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return a learning rate that rises over ``warmup_steps`` and stays."""
+    """Return a learning rate that rises over ``warmup_steps`` and then stays constant."""
     import torch
 
     warmup = max(1, config.warmup_steps)
@@ -42,7 +42,8 @@ class TorchTrainer:
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
-        self.device = torch.device(config.device) if config.device else _accelerator()
+        accelerator = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = torch.device(config.device) if config.device else accelerator
         self._ranks = ranks
         self._config = config
         self._module = model.to(self.device).train()
@@ -51,13 +52,13 @@ class TorchTrainer:
         self._scheduler = make_scheduler(self._optimizer, config)
 
     def train_step(self, batches: Sequence[Any]) -> StepResult:
-        """Take one step; each microbatch counts the same."""
+        """Take one step; all microbatches have equal weight."""
         import torch
 
         losses = []
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
-            # Gradients need to cross between ranks once a step, not once a microbatch.
+            # Gradients are reduced over ranks once per step, not once per microbatch.
             with nullcontext() if last or self._model is self._module else self._model.no_sync():
                 loss = forward(self._model, batch, self.device)
                 (loss / len(batches)).backward()
@@ -111,13 +112,9 @@ class TorchTrainer:
             self._module.load_state_dict(content["model"])
             self._optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise StateMismatchError(f"{path} is of another model: {error}; choose another output") from error
+            raise StateMismatchError(
+                f"{path} is a checkpoint of another model: {error}; choose another output"
+            ) from error
         self._scheduler.load_state_dict(content["scheduler"])
         state: Mapping[str, Any] = content["state"]
         return state
-
-
-def _accelerator() -> torch.device:
-    import torch
-
-    return torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What a run needs of whatever trains the model, and how a model is called and its loss found."""
+"""The interface of trainers, and how a model is called on a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arrowds.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step of the optimizer was on this rank: mean loss of its microbatches, learning rate, tokens."""
+    """One optimizer step on this rank: mean loss of its microbatches, learning rate, tokens."""
 
     loss: float
     lr: float
@@ -33,11 +33,11 @@ class Trainer(Protocol):
         """Write a checkpoint of ``step`` and make it the latest; every rank calls this."""
 
     def load(self, folder: Path) -> Mapping[str, Any] | None:
-        """Go on from the latest checkpoint and return the state saved with it; None where there is none."""
+        """Resume from the latest checkpoint and return the state saved with it; None: there is none."""
 
 
 def forward(model: Any, batch: Any, device: Any) -> Any:
-    """Call a model as its batch suggests (keywords, arguments, or one argument) and return the loss, a scalar tensor.
+    """Call a model with its batch (as keywords, arguments, or one argument) and return the loss, a scalar tensor.
 
     Raises:
         ConfigError: when the model returns no loss.
@@ -50,9 +50,10 @@ def forward(model: Any, batch: Any, device: Any) -> Any:
         output = model(_moved(batch, device))
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", output)
     if getattr(loss, "ndim", None) != 0:
+        shape = getattr(output, "shape", None)
+        got = type(output).__name__ if shape is None else f"a tensor of shape {tuple(shape)}"
         raise ConfigError(
-            f"the model returned {_described(output)}; expected the loss, a tensor without dimensions, or something "
-            "with it as 'loss'"
+            f"the model returned {got}; expected the loss, a tensor without dimensions, or an object with it as 'loss'"
         )
     return loss
 
@@ -61,13 +62,8 @@ def _moved(value: Any, device: Any) -> Any:
     return value.to(device) if hasattr(value, "to") else value
 
 
-def _described(output: Any) -> str:
-    shape = getattr(output, "shape", None)
-    return type(output).__name__ if shape is None else f"a tensor of shape {tuple(shape)}"
-
-
 def count_tokens(batch: Any) -> int:
-    """Return the tokens of a batch: those of its attention mask, or all of its input ids; 0 where it has neither."""
+    """Return the tokens of a batch: those of its attention mask, or all of its input ids; 0 if it has neither."""
     if not isinstance(batch, Mapping):
         return 0
     if "attention_mask" in batch:

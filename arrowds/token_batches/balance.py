@@ -11,7 +11,7 @@ from arrowds.token_batches.rules import BatchRules, IntArray
 
 
 def split_to_multiple(offsets: IntArray, rules: BatchRules) -> IntArray:
-    """Split the largest batches until `effective_batch_size` divides their number; as they were, where that can't be.
+    """Split the largest batches until `effective_batch_size` divides their number; if impossible, change nothing.
 
     >>> split_to_multiple(np.array([0, 4, 5]), BatchRules(max_tokens=9, effective_batch_size=4)).tolist()
     [0, 1, 2, 4, 5]
@@ -79,7 +79,7 @@ def _borrow(lengths: IntArray, batch_of: IntArray, offsets: IntArray, rules: Bat
 
 
 def _dissolve(lengths: IntArray, batch_of: IntArray, count: int, rules: BatchRules) -> IntArray:
-    """Spread the samples of batches that are still too small over the others, each where it fits most tightly."""
+    """Spread the samples of batches that are still too small over the others, each to the tightest fit."""
     sizes = np.bincount(batch_of, minlength=count)
     small = np.flatnonzero((sizes > 0) & (sizes < rules.min_batch_size))
     if not len(small):
@@ -108,12 +108,12 @@ def _dissolve(lengths: IntArray, batch_of: IntArray, count: int, rules: BatchRul
 def deal_equal_steps(lengths: IntArray, rules: BatchRules) -> tuple[IntArray, IntArray]:
     """Cut consecutive samples into steps and deal each step's samples to its batches, as many to each.
 
-    A step takes as many samples as its batches can hold. They are dealt from the longest to the shortest, to and fro,
-    so that the batches of a step have nearly the same tokens.
+    A step takes as many samples as its batches can hold. They are dealt from the longest to the shortest, back
+    and forth, so that the batches of a step have nearly the same tokens.
 
     Args:
         lengths: shape (n,), n a multiple of `rules.effective_batch_size`, none above `rules.max_tokens`.
-        rules: what a batch may look like.
+        rules: what the batches must satisfy.
 
     Returns:
         The positions, batch after batch, shape (n,), and the offsets of the batches.
@@ -144,13 +144,15 @@ def deal_equal_steps(lengths: IntArray, rules: BatchRules) -> tuple[IntArray, In
 
 
 def _most_rows(lengths: IntArray, rules: BatchRules) -> tuple[int, IntArray]:
-    """How many rows each batch of a step can take from the front of these samples, and who goes where."""
+    """Return how many rows each batch of a step can take from the first samples, and the dealt positions."""
     low, high = 1, len(lengths) // rules.effective_batch_size
     best = _deal(lengths[: rules.effective_batch_size], rules.effective_batch_size)
     while low < high:
         middle = (low + high + 1) // 2
         dealt = _deal(lengths[: middle * rules.effective_batch_size], rules.effective_batch_size)
-        if _tokens(lengths[dealt], rules.padded) <= rules.max_tokens:
+        rectangle = lengths[dealt]
+        tokens = rectangle.max() * middle if rules.padded else rectangle.sum(axis=1).max()
+        if int(tokens) <= rules.max_tokens:
             low, best = middle, dealt
         else:
             high = middle - 1
@@ -158,12 +160,7 @@ def _most_rows(lengths: IntArray, rules: BatchRules) -> tuple[int, IntArray]:
 
 
 def _deal(lengths: IntArray, batches: int) -> IntArray:
-    """Positions of shape (batches, rows): the longest first, to and fro over the batches."""
+    """Return positions of shape (batches, rows): the longest first, back and forth over the batches."""
     rows = np.argsort(-lengths, kind="stable").reshape(-1, batches)
     rows[1::2] = rows[1::2, ::-1].copy()
     return rows.T
-
-
-def _tokens(lengths: IntArray, padded: bool) -> int:
-    """The tokens of the fullest batch of a step, lengths of shape (batches, rows)."""
-    return int(lengths.max()) * lengths.shape[1] if padded else int(lengths.sum(axis=1).max())

@@ -23,7 +23,7 @@ class _Shelves:
     stride: int
     bins: dict[int, array[int]] = field(default_factory=dict)
     keys: list[int] = field(default_factory=list)  # sorted
-    smallest: int = 0  # keys below hold nothing more and are forgotten
+    smallest: int = 0  # bins with smaller keys have no room left and are dropped
 
     def add(self, key: int, bins: array[int]) -> None:
         if key < self.smallest or (self.stride > 1 and key % self.stride == 0):
@@ -99,18 +99,18 @@ def best_fit_decreasing(
 
 
 def _fitting(key: int, length: int, stride: int) -> int:
-    """How many samples of this length a bin of this shelf still holds."""
+    """Return how many samples of this length a bin of this shelf still holds."""
     return key // length if stride == 1 else min(key // stride // length, key % stride)
 
 
 def _runs(lengths: IntArray) -> tuple[IntArray, IntArray]:
-    """The distinct values of a sorted array, and how often each occurs."""
+    """Return the distinct values of a sorted array, and how often each occurs."""
     starts = np.concatenate([[0], np.flatnonzero(np.diff(lengths)) + 1])
     return lengths[starts], np.diff(starts, append=len(lengths))
 
 
 def _shelve(shelves: _Shelves, keys: IntArray) -> None:
-    """Sort the bins that exist onto their shelves."""
+    """Put the existing bins onto their shelves."""
     if not len(keys):
         return
     order = np.argsort(keys, kind="stable")

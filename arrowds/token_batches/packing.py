@@ -1,6 +1,6 @@
 """From lengths and rules to batches: which position goes where. Pure NumPy; knows no sample ids.
 
-order of the samples --cut, close or deal--> batches --balance--> (positions, offsets)
+sequence of samples --cut, close or deal--> batches --balance--> (positions, offsets)
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def pack(lengths: IntArray, rules: BatchRules, epoch: int) -> Packing:
 
     Args:
         lengths: shape (n,), tokens per sample, at most `rules.max_tokens`.
-        rules: what a batch may look like.
+        rules: what the batches must satisfy.
         epoch: with the seed, what the random choices depend on.
 
     Raises:
         ConfigError: when there are fewer samples than batches in a step, or `min_batch_size` can't be reached.
     """
-    lengths = np.maximum(lengths, 1)  # an empty sample takes a row all the same
+    lengths = np.maximum(lengths, 1)  # an empty sample still takes a row
     if len(lengths) < rules.effective_batch_size:
         raise ConfigError(
             f"{len(lengths)} samples can't fill effective_batch_size={rules.effective_batch_size} batches of each "
@@ -65,7 +65,7 @@ def pack(lengths: IntArray, rules: BatchRules, epoch: int) -> Packing:
 
 
 def shuffled(samples: int, seed: int, epoch: int, purpose: int = _SAMPLES) -> IntArray:
-    """A random order of [0, samples), by sorting random bits that carry the position in their low bits.
+    """Return a random permutation of [0, samples), by sorting random bits that carry the position in their low bits.
 
     Only the bit stream of a NumPy generator is used: NumPy promises that it does not change between versions, but
     does not promise it for `Generator.permutation`.
@@ -87,7 +87,7 @@ def _bits(seed: int, epoch: int, purpose: int) -> np.random.PCG64:
 
 
 def cut(lengths: IntArray, budget: int, max_rows: int) -> IntArray:
-    """Offsets of batches of consecutive samples, each as long as the budget allows.
+    """Return the offsets of batches of consecutive samples, each as long as the budget allows.
 
     >>> cut(np.array([3, 3, 3, 2, 8]), budget=8, max_rows=9).tolist()
     [0, 2, 4, 5]
@@ -101,7 +101,7 @@ def cut(lengths: IntArray, budget: int, max_rows: int) -> IntArray:
 
 
 def cut_padded(lengths: IntArray, budget: int, max_rows: int) -> IntArray:
-    """Offsets of batches of consecutive samples whose rows x longest stay within the budget.
+    """Return the offsets of batches of consecutive samples whose rows x longest stay within the budget.
 
     >>> cut_padded(np.array([2, 2, 4, 1, 1]), budget=8, max_rows=9).tolist()
     [0, 2, 4, 5]
@@ -115,7 +115,7 @@ def cut_padded(lengths: IntArray, budget: int, max_rows: int) -> IntArray:
 
 
 def _sequence(lengths: IntArray, rules: BatchRules, epoch: int) -> IntArray:
-    """The positions in the order that the rules ask for; equal lengths of the seqlen order change place every epoch."""
+    """Return the positions sorted as the rules say; with "seqlen", equal lengths are reshuffled every epoch."""
     if rules.order == "dataloader":
         return np.arange(len(lengths))
     positions = shuffled(len(lengths), rules.seed, epoch)
@@ -133,7 +133,7 @@ def _leave_out(positions: IntArray, count: int, seed: int, epoch: int) -> tuple[
 def _whole_steps(
     positions: IntArray, offsets: IntArray, rules: BatchRules, epoch: int
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """Batches that make up whole steps, and what is left out for it: random batches, others every epoch, if any."""
+    """Return the batches that make up whole steps, and the samples left out: random batches, different every epoch."""
     batches = len(offsets) - 1
     kept, left = _leave_out(np.arange(batches), batches % rules.effective_batch_size, rules.seed, epoch)
     if not len(left):
@@ -149,18 +149,18 @@ def _whole_steps(
 
 
 def _ascending(lengths: IntArray) -> IntArray:
-    """Stable order of the lengths; on 16 bits, where they fit, NumPy sorts by radix."""
+    """Return the stable ascending argsort of the lengths; NumPy sorts 16-bit numbers by radix."""
     narrow = lengths.astype(np.uint16) if int(lengths.max()) < 2**16 else lengths
     return np.argsort(narrow, kind="stable")
 
 
 def _descending(lengths: IntArray) -> IntArray:
-    """The same from long to short, equal lengths in the order given."""
+    """Return the stable descending argsort of the lengths."""
     return _ascending(int(lengths.max()) - lengths)
 
 
 def _into_batches(lengths: IntArray, positions: IntArray, rules: BatchRules, epoch: int) -> tuple[IntArray, IntArray]:
-    """Positions batch after batch, and the offsets of the batches."""
+    """Return the positions, batch after batch, and the offsets of the batches."""
     if rules.packing == "best_fit":
         packed = _best_fitted(lengths, positions, rules, epoch)
         if rules.max_batch_size is None and rules.order != "dataloader":
@@ -198,7 +198,7 @@ def _by_windows(lengths: IntArray, positions: IntArray, rules: BatchRules) -> tu
 
 
 def _windows(lengths: IntArray, positions: IntArray, rules: BatchRules) -> list[IntArray]:
-    """What is packed together: stretches of the data where its order is to be kept, else everything."""
+    """Return what is packed together: windows of the data with "dataloader", else everything."""
     if rules.order != "dataloader":
         return [positions]
     samples = max(1, int(WINDOW * rules.max_tokens / float(lengths.mean())))
@@ -224,7 +224,7 @@ def _close_gaps(lengths: IntArray, positions: IntArray, rules: BatchRules) -> tu
     """Batches of consecutive samples, nearly filled, then closed with short samples by best fit.
 
     Some of the shorter samples are kept back; the others fill as many batches as there must be up to a level, in the
-    order given, so that who meets whom is as random as that order; the samples kept back fill the gaps.
+    sequence given, so that a batch is as mixed as that sequence; the samples kept back fill the gaps.
     """
     ordered = lengths[positions]
     total, capacity = int(ordered.sum()), rules.max_tokens
@@ -247,7 +247,7 @@ def _close_gaps(lengths: IntArray, positions: IntArray, rules: BatchRules) -> tu
 
 
 def _kept_back(lengths: IntArray, tokens: int, gap: int) -> npt.NDArray[np.bool_]:
-    """Mask of evenly spread short samples which together hold about so many tokens."""
+    """Return a mask of evenly spread short samples with about this many tokens in all."""
     shift = max(0, int(lengths.max()).bit_length() - 20)  # a histogram of at most 2^20 cells will do
     upto = np.cumsum(np.bincount(lengths >> shift, weights=lengths))
     # at most every other short sample, so that the batches keep short ones of their own
@@ -261,7 +261,7 @@ def _kept_back(lengths: IntArray, tokens: int, gap: int) -> npt.NDArray[np.bool_
 
 
 def _fill_to_level(lengths: IntArray, capacity: int, gap: int, max_rows: int, most: int) -> IntArray:
-    """Offsets of at most `most` batches of consecutive samples, each with less than about `gap` tokens of room."""
+    """Return the offsets of at most `most` batches of consecutive samples, each with less than `gap` tokens of room."""
     total = np.concatenate([[0], np.cumsum(lengths)])
     offsets = [0]
     while gap < capacity and len(offsets) <= most and (start := offsets[-1]) < len(lengths):
@@ -285,7 +285,7 @@ def _best_fit(
 
 
 def _gather(positions: IntArray, bins: npt.NDArray[np.integer], count: int) -> tuple[IntArray, IntArray]:
-    """Sort positions by bin, keeping their order within one; bin and place are sorted as one number."""
+    """Sort positions by bin, stably; bin and place are sorted as one number."""
     shift = np.uint64(max(len(positions) - 1, 1).bit_length())
     keys = (bins.astype(np.uint64) << shift) | np.arange(len(positions), dtype=np.uint64)
     keys.sort()
@@ -297,14 +297,14 @@ def _gather(positions: IntArray, bins: npt.NDArray[np.integer], count: int) -> t
 def _shuffle_batches(
     positions: IntArray, offsets: IntArray, group: int, seed: int, epoch: int
 ) -> tuple[IntArray, IntArray]:
-    """Put groups of batches in a random order."""
+    """Shuffle groups of batches."""
     groups = shuffled((len(offsets) - 1) // group, seed, epoch, _BATCHES)
     order = (groups[:, None] * group + np.arange(group)).ravel()
     return _reorder(positions, offsets, order)
 
 
 def _reorder(positions: IntArray, offsets: IntArray, order: IntArray) -> tuple[IntArray, IntArray]:
-    """The same batches in another order."""
+    """Return the batches permuted."""
     sizes = np.diff(offsets)[order]
     moved = np.concatenate([[0], np.cumsum(sizes)])
     index = np.repeat(offsets[:-1][order] - moved[:-1], sizes) + np.arange(len(positions))

@@ -56,29 +56,29 @@ def batch_by_tokens(
         lengths: tokens of every sample of the dataset, shape (n,), any integer type; `index["seqlen"].values` is one.
         max_tokens: the budget of a batch, that is, of what one rank trains on in one forward pass.
         ids: the samples to batch, such as a curriculum's pool; all of them by default.
-        order: "random": who meets whom is drawn anew every epoch. "dataloader": batches follow the order of the data
-            (or of `ids`), the same every epoch. "seqlen": from short samples to long ones.
-        packing: "best_fit" fills the gaps with samples that fit; in "dataloader" order it moves a few samples up to
-            512 batches ahead. "sequential" only cuts the order into batches.
+        order: "random": samples are reshuffled every epoch. "dataloader": batches follow the data (or `ids`), the same
+            every epoch. "seqlen": from short samples to long ones.
+        packing: "best_fit" fills the gaps with samples that fit; with "dataloader" it moves a few samples up to
+            512 batches ahead. "sequential" only cuts the sequence of samples into batches.
         padded: the budget bounds rows x longest sample, for batches that are padded to a rectangle, and best fit then
             groups samples of near-equal length. By default it bounds the sum of the lengths.
-        min_batch_size: samples that a batch holds at least. Smaller batches get short samples of larger ones.
-        max_batch_size: samples that a batch holds at most.
+        min_batch_size: the fewest samples in a batch. Smaller batches get short samples of larger ones.
+        max_batch_size: the most samples in a batch.
         world_size: ranks; each gets the same number of batches, `plan.batches[rank::world_size]`.
         effective_batch_size: batches in one optimizer step over all ranks and accumulation steps, a multiple of
             `world_size` (its default). The number of batches is a multiple of it: the largest are split to reach that.
-            Where none can be split, as when every sample fills a batch, those that make up no step are left out,
-            others every epoch, and a warning says so.
-        same_size: all batches of a step hold the same number of samples. Then up to `effective_batch_size - 1` samples
-            of an epoch, others in each, are in no batch: `plan.left_out` names them.
+            If none can be split, as when every sample fills a batch, the rest is left out, with a warning; it differs
+            from epoch to epoch.
+        same_size: all batches of a step have the same number of samples. Then up to `effective_batch_size - 1` samples,
+            different ones in each epoch, are in no batch: `plan.left_out` lists them.
         overlong: what to do with a sample longer than the budget: "raise", "skip" it, or "truncate", which counts it
-            as `max_tokens` and leaves it to the reader of the data to cut it.
+            as `max_tokens`; the dataset has to cut it.
         seed: of all that is random.
         epoch: of the plan; `plan.with_epoch` gives the others.
 
     Raises:
         TokenBudgetError: when samples are longer than the budget; it says how many, and the longest.
-        ConfigError: for arguments that make no sense, together or alone.
+        ConfigError: for invalid arguments, each or in combination.
 
     >>> plan = batch_by_tokens([5, 3, 4, 4, 2, 6], max_tokens=8)
     >>> len(plan), plan.fill
@@ -119,14 +119,14 @@ class _Pool:
 
     @cached_property
     def digest(self) -> str:
-        """Of the lengths and ids, whatever integer type they came in."""
+        """Digest of lengths and ids, the same for every integer type."""
         digest = xxhash.xxh3_128(self.lengths.astype("<i8").tobytes())
         digest.update(self.ids.astype("<u8").tobytes())
         return digest.hexdigest()
 
 
 def _tokens_of(pool: _Pool, ids: IdArray, rules: BatchRules) -> IntArray:
-    """Tokens of samples, none above the budget."""
+    """Return the tokens of samples, capped at the budget."""
     tokens: IntArray = np.minimum(pool.lengths[ids].astype(np.int64), rules.max_tokens)
     return tokens
 
@@ -136,7 +136,7 @@ def _plan(pool: _Pool, rules: BatchRules, epoch: int) -> TokenBatchPlan:
     packed = pack(_tokens_of(pool, pool.ids, rules), rules, epoch)
     if len(packed.left_out):
         _log.warning(
-            "epoch %d: %d of %d samples are left out, as they make up no step of %d batches",
+            "epoch %d: %d of %d samples are left out, because they do not fill a step of %d batches",
             epoch,
             len(packed.left_out),
             len(pool.ids),
@@ -148,14 +148,14 @@ def _plan(pool: _Pool, rules: BatchRules, epoch: int) -> TokenBatchPlan:
 
 @dataclass(frozen=True)
 class TokenBatchPlan:
-    """The batches of one epoch, as one array of ids and one of offsets; made by `batch_by_tokens`.
+    """The batches of one epoch, as one array of ids and one of offsets; created by `batch_by_tokens`.
 
     Attributes:
-        rules: what the batches keep to.
-        epoch: that it is for.
+        rules: what the batches satisfy.
+        epoch: the epoch of the plan.
         ids: sample ids, batch after batch, uint32 (uint64 above 2^32 samples).
         offsets: where each batch starts in `ids`, int64, shape (len(plan) + 1,).
-        left_out: ids in no batch: those skipped for their length, and the remainder that makes up no step.
+        left_out: ids in no batch: those skipped because of their length, and the rest that does not fill a step.
     """
 
     rules: BatchRules
@@ -175,7 +175,7 @@ class TokenBatchPlan:
 
     @property
     def batches(self) -> BatchView:
-        """The batches as a sequence of arrays of ids, views that are made when asked for."""
+        """The batches as a sequence of arrays of ids, which are views created on access."""
         return BatchView(self.ids, self.offsets, range(len(self)))
 
     @property
@@ -185,7 +185,7 @@ class TokenBatchPlan:
 
     @cached_property
     def tokens(self) -> IntArray:
-        """Tokens in each batch, padding left out, shape (len(plan),)."""
+        """Tokens in each batch without padding, shape (len(plan),)."""
         tokens: IntArray = np.add.reduceat(self._lengths_in_order(), self.offsets[:-1])
         return tokens
 
@@ -212,7 +212,7 @@ class TokenBatchPlan:
         return self._pool.digest
 
     def lr_scale(self, base_batch_size: float, method: LrScaling = "linear") -> npt.NDArray[np.float64]:
-        """What to multiply the learning rate by in each step, see `lr_factor`; shape (number of steps,).
+        """Return the factor of the learning rate in each step, see `lr_factor`; shape (number of steps,).
 
         >>> batch_by_tokens([4, 4, 2, 2, 2, 2], max_tokens=8, order="dataloader").lr_scale(base_batch_size=2).tolist()
         [1.0, 2.0]
@@ -220,7 +220,7 @@ class TokenBatchPlan:
         return lr_factor(self.batch_sizes, base_batch_size, method)
 
     def with_epoch(self, epoch: int) -> TokenBatchPlan:
-        """The plan of another epoch, of the same samples and rules; its number of batches may differ a little."""
+        """Return the plan of another epoch of the same samples and rules; its number of batches may differ slightly."""
         return self if epoch == self.epoch else _plan(self._pool, self.rules, epoch)
 
     def _lengths_in_order(self) -> IntArray:
@@ -263,13 +263,13 @@ class BatchView(Sequence[IdArray]):
 def lr_factor(
     batch_size: npt.ArrayLike, base_batch_size: float, method: LrScaling = "linear"
 ) -> npt.NDArray[np.float64]:
-    """What to multiply a learning rate by that was tuned for `base_batch_size` samples.
+    """Return the factor for a learning rate that was tuned for `base_batch_size` samples.
 
     "linear" is the rule of Goyal et al., "Accurate, Large Minibatch SGD", 2017; "sqrt" that of Krizhevsky, "One weird
-    trick for parallelizing convolutional neural networks", 2014; "none" leaves it.
+    trick for parallelizing convolutional neural networks", 2014; "none" is 1.
 
     Raises:
-        ConfigError: for another method, or a base that is not above zero.
+        ConfigError: for an unknown method, or a base that is not positive.
 
     >>> lr_factor([8, 32], base_batch_size=8, method="sqrt").tolist()
     [1.0, 2.0]

@@ -1,4 +1,4 @@
-"""What a token-budget batch may look like: the rules, their validation, and which samples they admit. Pure."""
+"""The rules of token-budget batches, their validation, and the samples that they admit. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BatchRules:
     """Every rule of a plan; `arrowds.batch_by_tokens` describes each.
 
     Raises:
-        ConfigError: naming the rule that makes no sense.
+        ConfigError: for an invalid rule, naming it.
     """
 
     max_tokens: int
@@ -50,12 +50,12 @@ class BatchRules:
 
     @property
     def max_rows(self) -> int:
-        """The most samples that a batch may hold; every sample counts as one token at least."""
+        """The largest number of samples in a batch; every sample counts as at least one token."""
         return self.max_tokens if self.max_batch_size is None else min(self.max_batch_size, self.max_tokens)
 
 
 def require_at_least(name: str, value: object, least: int) -> None:
-    """Refuse anything but an integer of at least `least`.
+    """Raise unless the value is an integer of at least `least`.
 
     Raises:
         ConfigError: naming the argument, the value and what was expected.
@@ -69,7 +69,7 @@ def require_at_least(name: str, value: object, least: int) -> None:
 
 
 def as_lengths(lengths: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The lengths as a one-dimensional integer array; a view when they are one already.
+    """Return the lengths as a one-dimensional integer array; a view if they already are one.
 
     Raises:
         ConfigError: for another shape, another type, or a negative length.
@@ -85,11 +85,11 @@ def as_lengths(lengths: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def as_ids(ids: Sequence[int] | npt.NDArray[Any] | None, samples: int) -> IdArray:
-    """The ids to batch, as uint32 where that holds every sample, else uint64.
+    """Return the ids to batch, as uint32 if that is wide enough for every sample, else uint64.
 
     Raises:
-        ConfigError: for ids that are no samples.
-        EmptyPoolError: when there is none.
+        ConfigError: for ids outside the samples.
+        EmptyPoolError: when there are no ids.
     """
     dtype = np.uint32 if samples <= 2**32 else np.uint64
     array = np.arange(samples, dtype=dtype) if ids is None else np.asarray(ids)
@@ -103,7 +103,7 @@ def as_ids(ids: Sequence[int] | npt.NDArray[Any] | None, samples: int) -> IdArra
 
 
 def admit(lengths: npt.NDArray[Any], ids: IdArray, rules: BatchRules) -> tuple[IdArray, IdArray]:
-    """The ids that the rules admit, and those that they skip for their length.
+    """Return the ids that the rules admit, and those that they skip because of their length.
 
     Raises:
         TokenBudgetError: when a sample exceeds the budget and `overlong` is "raise", or when every sample does.

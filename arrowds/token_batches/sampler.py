@@ -1,4 +1,4 @@
-"""Hands a plan's batches to one rank, epoch after epoch, in a form that torch's DataLoader takes as `batch_sampler`."""
+"""One rank's share of a plan, epoch after epoch, as torch's DataLoader takes it for `batch_sampler`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ STATE_VERSION = 1
 
 
 class TokenBudgetBatchSampler:
-    """One rank's batches of a plan, as lists of int; a new order every epoch, and a state to resume from.
+    """One rank's batches of a plan, as lists of int, epoch after epoch; resumable.
 
-    Each full iteration moves on to the next epoch; `set_epoch` chooses one. An iteration starts at the first batch, or,
-    once after `load_state_dict`, where the state was taken. The state depends on neither rank nor world size: between
-    two steps a run can go on with another number of ranks.
+    Each full iteration advances to the next epoch; `set_epoch` chooses one. An iteration starts at the first batch; the
+    first one after `load_state_dict` resumes where the state was taken. The state depends on neither rank nor world
+    size: between two steps a run can resume on another number of ranks.
 
-    A DataLoader with workers asks for batches ahead of the training loop. `arrowds.CurriculumDataLoader` sees to that;
-    with torch's own, count what was trained on and pass it: `state_dict(batches=n)`.
+    A DataLoader with workers draws batches ahead of the training loop. `arrowds.CurriculumDataLoader` accounts for
+    that; with torch's own, count what was trained on and pass it: `state_dict(batches=n)`.
 
     Args:
-        plan: from `arrowds.batch_by_tokens`; of any epoch, the iteration starts with that one.
+        plan: from `arrowds.batch_by_tokens`; the first iteration is of its epoch.
         rank: this process, from 0.
         world_size: number of ranks; divides the plan's `effective_batch_size`.
 
     Raises:
-        ConfigError: when they do not fit together.
+        ConfigError: when plan, rank and world size do not match.
 
     >>> from arrowds.token_batches.plan import batch_by_tokens
     >>> plan = batch_by_tokens([4] * 8, max_tokens=8, order="dataloader", world_size=2)
@@ -51,8 +51,8 @@ class TokenBudgetBatchSampler:
         self.rank = rank
         self.world_size = world_size
         self._rules = asdict(plan.rules)  # once: a loader may ask for the state after each batch
-        self._start = 0  # batches of this rank that the next iteration passes over
-        self._given = 0  # batches of this rank given out in this epoch
+        self._start = 0  # batches of this rank that the next iteration skips
+        self._given = 0  # batches of this rank yielded in this epoch
 
     @property
     def epoch(self) -> int:
@@ -61,11 +61,11 @@ class TokenBudgetBatchSampler:
 
     @property
     def num_samples(self) -> int:
-        """Samples of the dataset, those that are not batched included."""
+        """Samples of the dataset, including those in no batch."""
         return self.plan.num_samples
 
     def __len__(self) -> int:
-        """Batches of each rank in this epoch, those given out included."""
+        """Batches of each rank in this epoch, including those already yielded."""
         return len(self.plan) // self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -79,15 +79,15 @@ class TokenBudgetBatchSampler:
             self.plan, self._given = plan.with_epoch(plan.epoch + 1), 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; a resumed loop may name the current one, which keeps its place."""
+        """Set the epoch of the next iteration; naming the current epoch keeps the position in it."""
         if epoch != self.epoch:
             self.plan, self._start, self._given = self.plan.with_epoch(epoch), 0, 0
 
     def state_dict(self, *, batches: int | None = None) -> dict[str, Any]:
-        """Where this run is, in JSON types.
+        """Return the position of this run, in JSON types.
 
         Args:
-            batches: of this rank and epoch that were trained on, when not all that were given out.
+            batches: how many of this rank's batches of this epoch were trained on, if not all that were yielded.
         """
         done = self._given if batches is None else batches
         if not 0 <= done <= len(self):
@@ -101,7 +101,7 @@ class TokenBudgetBatchSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the state was taken, with the next iteration.
+        """Resume where the state was taken, with the next iteration.
 
         Raises:
             StateMismatchError: for a state of other samples, rules or version, or from within a step of other ranks.
@@ -113,12 +113,12 @@ class TokenBudgetBatchSampler:
         ours = self._rules
         differing = [name for name in ours if state["rules"].get(name) != ours[name]]
         if differing:
-            listed = ", ".join(f"{name} {state['rules'].get(name)!r}, here {ours[name]!r}" for name in differing)
+            listed = ", ".join(f"{name} {state['rules'].get(name)!r}, now {ours[name]!r}" for name in differing)
             raise StateMismatchError(f"the state was saved under other rules: {listed}")
         if state["batches"] % self.world_size:
             raise StateMismatchError(
-                f"the state was saved after {state['batches']} batches, within a step: {self.world_size} ranks can't "
-                "share those; resume with the number of ranks that saved it"
+                f"the state was saved after {state['batches']} batches, within a step, which "
+                f"{self.world_size} ranks can't share: resume on the number of ranks that saved it"
             )
         self.plan = self.plan.with_epoch(state["epoch"])
         self._start = self._given = state["batches"] // self.world_size

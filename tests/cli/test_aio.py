@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from arrowds.cli.aio import app
 from arrowds.errors import ArrowdsError, ConfigError, LogFormatError
-from arrowds.stats import sweep
-from arrowds.stats.aio import load, read_logs
+from arrowds.stats.aio import load, read_logs, sweep
 
 FIXTURES = Path(__file__).parents[1] / "stats" / "aio" / "fixtures"
 SWEEP = FIXTURES / "sweep"
@@ -52,7 +51,7 @@ def test_help_shows_an_example(command: str) -> None:
 def test_import_appends_and_names_the_bad_logs(stored: Path) -> None:
     printed = run("import", SWEEP, FIXTURES / "odd", "-o", stored)
     assert "6 logs added" in printed
-    assert "8 logs refused: they are in it already" in printed
+    assert "8 logs refused: already imported" in printed
     assert "failed: read_block_overlap_ftd1_d4_bs1M_p3.txt: AssertionError at: assert ret != -1" in printed
     assert load(stored).num_rows == 14
     with pytest.raises(ConfigError, match=r"all 8 logs are already in"):
@@ -133,7 +132,7 @@ def test_a_failure_is_one_line_and_status_1(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from arrowds.cli import main; main()", "aio", "best", str(tmp_path / "x.parquet")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "does not exist; make it with: arrowds aio import" in done.stderr
+    assert "does not exist; create it with: arrowds aio import" in done.stderr
     with pytest.raises(LogFormatError, match="is empty"):
         run("import", tmp_path, "-o", tmp_path / "aio.parquet")
 
@@ -174,7 +173,9 @@ def test_a_sweep_without_any_result_fails_and_still_stores_why(tmp_path: Path) -
     space.write_text(json.dumps({"queue_depth": [3]}))
     output = tmp_path / "aio.parquet"
     options = ["--sweep-config", space, "--io-size", "1K", "--logs", tmp_path / "logs", "-o", output, "--yes"]
-    with pytest.raises(ConfigError, match="none of the 2 jobs has a result; error of the first: OSError: broken device"):
+    with pytest.raises(
+        ConfigError, match="none of the 2 jobs has a result; error of the first: OSError: broken device"
+    ):
         run("sweep", tmp_path, *options)
     assert load(output)["status"].to_pylist() == ["failed", "failed"]
 

@@ -77,7 +77,7 @@ def test_run_trains_from_one_file_and_goes_on(run, run_yaml, tmp_path):
     assert status == 0 and "step      1  loss" in out and "seqlen 4" in out and "2 steps" in out
     assert not (tmp_path / "out" / "nothing").exists() and (tmp_path / "out" / "run.svg").stat().st_size
     status, out, _ = run("run", "run.yaml", "--no-plot")
-    assert status == 0 and "went on from the checkpoint of step 2" in out and "wrote" not in out
+    assert status == 0 and "resumed from the checkpoint of step 2" in out and "wrote" not in out
     assert pl.read_parquet("out/losses.parquet")["step"].to_list() == [1, 2, 3, 4, 5]
     assert read_difficulties("out/difficulties.parquet")["seqlen"].to_list() == [4, 8, 12, 16, 16]
     assert run("run", "run.yaml", "--no-resume", "-o", "other", "--steps", "1")[0] == 0
@@ -168,7 +168,7 @@ def test_demo_trains_and_shows_that_the_resumed_run_is_the_same(run, monkeypatch
     monkeypatch.setattr(training_demo, "run_training_demo", quick)
     status, out, _ = run("demo", "--train")
     assert status == 0
-    assert "resumed after step 2:\n  64 samples drawn, the same in the same order" in out
+    assert "resumed after step 2:\n  64 samples drawn, the same as in the uninterrupted run" in out
     assert "largest difference of a step's loss: 0\n" in out
     assert (tmp_path / "arrowds-demo" / "training" / "resumed" / "run.svg").exists()
 

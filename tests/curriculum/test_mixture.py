@@ -101,7 +101,7 @@ def test_offsets_are_those_of_concatenated_datasets() -> None:
         ({"weights": {"wbe": 1}}, "one per source"),
         ({"weights": {"web": -1, "code": 2}}, "numbers >= 0"),
         ({"weights": {"web": 0}}, "numbers >= 0"),
-        ({"weights": [(2, {"web": 1})]}, "begin at step 1"),
+        ({"weights": [(2, {"web": 1})]}, "start at step 1"),
         ({"curricula": {"wbe": SEQLEN}}, "wbe"),
         ({"indexes": {}}, "sources are"),
         ({"micro_batch_size": 10_000}, "do not fill"),

@@ -441,7 +441,7 @@ def test_a_real_index_serves(make_index: Callable[..., Any]) -> None:
         ({"micro_batch_size": 2000}, "do not fill one batch of 2000"),
         ({"exclude_ids": [1000]}, "exclude_ids must lie in"),
         ({"where": pl.col("loss")}, "must be true or false"),
-        ({"where": pl.col("loss") > 2}, "leaves no sample"),
+        ({"where": pl.col("loss") > 2}, "is true for no sample"),
         ({"num_epochs": 0}, "num_epochs=0"),
     ],
 )

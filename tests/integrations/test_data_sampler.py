@@ -357,7 +357,7 @@ def test_without_a_curriculum_the_place_is_saved_as_well(workers: int) -> None:
 def test_a_state_of_other_batches_is_refused() -> None:
     state = EpochBatches(DistributedSampler(range(10), 2, 0), 2, drop_last=False).state_dict()
     other = EpochBatches(DistributedSampler(range(10), 5, 0), 2, drop_last=False)
-    with pytest.raises(StateMismatchError, match="samples_of_rank 5, here 2"):
+    with pytest.raises(StateMismatchError, match="samples_of_rank 5, now 2"):
         other.load_state_dict(state)
 
 

@@ -50,7 +50,7 @@ def test_tutorial_from_top_to_bottom(tmp_path, monkeypatch, capsys, library):
     by_hand = next(output for output in outputs if "{'bytes': 64}" in output or "{'bytes': 72}" in output)
     assert len(by_hand.splitlines()) == 15
     assert "True\n" in outputs, "the resumed loader gives step 16"
-    commands = next(output for output in outputs if "went on from the checkpoint of step 15" in output)
+    commands = next(output for output in outputs if "resumed from the checkpoint of step 15" in output)
     assert "wrote my-run/run.svg" in commands
     assert names["losses"].height == 30 and names["losses"]["loss"][-1] < names["losses"]["loss"][0]
     assert names["difficulties"]["difficulty"].max() == 192

@@ -96,8 +96,8 @@ def test_state_counts_what_was_trained_on_when_told():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": 9}, "seed 9, here 0"),
-        ({"max_tokens": 128}, "max_tokens 128, here 256"),
+        ({"seed": 9}, "seed 9, now 0"),
+        ({"max_tokens": 128}, "max_tokens 128, now 256"),
         ({"ids": np.arange(499)}, "other samples"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a curriculum in DeepSpeed's JSON reads: indexes of arrowds by path, or the files of DeepSpeed's analyzer."""
+"""The metrics of a curriculum in DeepSpeed's JSON: from indexes of arrowds, or the files of DeepSpeed's analyzer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xxhash
 
 from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, MetricValues
 from arrowds.errors import ConfigError, UnreadableFileError
-from arrowds.index import Index, open_index
+from arrowds.index import open_index
 from arrowds.integrations.deepspeed.import_legacy import open_analyzer_file
 
 Settings = Mapping[str, Any]
@@ -36,18 +36,18 @@ class NamedMetrics:
 
 
 def open_curriculum_metrics(curriculum: Mapping[str, Settings], num_samples: int) -> MetricSource:
-    """Open what the metrics of ``curriculum_metrics`` are read from.
+    """Open the indexes or files of the metrics of ``curriculum_metrics``.
 
     Each metric has an ``index_path``, the folder of an index, or DeepSpeed's ``index_to_sample_path`` and, for
-    difficulties by value, ``index_to_metric_path``. A ``single_cluster`` metric needs neither. Where one index has them
-    all, the result is that index, so that a saved state fits a sampler over the index as well.
+    difficulties by value, ``index_to_metric_path``. A ``single_cluster`` metric needs neither. If one index has them
+    all, the result is that index, so that a saved state also fits a sampler over the index.
 
     Args:
         curriculum: the settings by metric.
         num_samples: samples of the dataset.
 
     Raises:
-        ConfigError: for a metric without paths, or samples that are not as many as those of the dataset.
+        ConfigError: for a metric without paths, or a number of samples that differs from the dataset's.
         UnreadableFileError: for files of DeepSpeed's analyzer that are missing, damaged or of another dataset.
     """
     paths = {str(settings["index_path"]) for settings in curriculum.values() if "index_path" in settings}
@@ -56,41 +56,38 @@ def open_curriculum_metrics(curriculum: Mapping[str, Settings], num_samples: int
         _check_samples(f"the index {path}", index.num_samples, num_samples)
     if len(indexes) == 1 and not any(_reads_files(settings) for settings in curriculum.values()):
         return next(iter(indexes.values()))
-    found: dict[str, MetricValues] = {}
+    by_name: dict[str, MetricValues] = {}
     digests: list[str] = []
     for name, settings in curriculum.items():
         if "index_path" in settings:
             index = indexes[str(settings["index_path"])]
-            found[name] = _metric_of(index, name, settings)
+            if name not in index.metrics and settings.get("clustering_type") != "single_cluster":
+                known = ", ".join(index.metrics) or "none"
+                raise ConfigError(f"the index {index.path} has no metric {name!r}; it has {known}")
+            by_name[name] = index[name]
             digests.append(index.fingerprint)
         elif _reads_files(settings):
             values = _read_files(name, settings)
             _check_samples(f"{settings['index_to_sample_path']}", len(values), num_samples)
-            found[name] = DerivedMetric(values)
+            by_name[name] = DerivedMetric(values)
             digests.append(xxhash.xxh3_128_hexdigest(values.tobytes()))
-    fingerprint = xxhash.xxh3_128_hexdigest(" ".join([str(num_samples), *found, *digests]).encode())
-    return NamedMetrics(num_samples=num_samples, fingerprint=fingerprint, by_name=found)
-
-
-def _metric_of(index: Index, name: str, settings: Settings) -> MetricValues:
-    if name not in index.metrics and settings.get("clustering_type") != "single_cluster":
-        raise ConfigError(f"the index {index.path} has no metric {name!r}; it has {', '.join(index.metrics) or 'none'}")
-    return index[name]
+    fingerprint = xxhash.xxh3_128_hexdigest(" ".join([str(num_samples), *by_name, *digests]).encode())
+    return NamedMetrics(num_samples=num_samples, fingerprint=fingerprint, by_name=by_name)
 
 
 def _reads_files(settings: Settings) -> bool:
     return "index_path" not in settings and settings.get("clustering_type") != "single_cluster"
 
 
-def _check_samples(where: str, found: int, expected: int) -> None:
-    if found != expected:
+def _check_samples(where: str, num_samples: int, expected: int) -> None:
+    if num_samples != expected:
         raise ConfigError(
-            f"{where} has {found} samples but the dataset {expected}; index the dataset that you train on"
+            f"{where} has {num_samples} samples but the dataset {expected}; index the dataset that you train on"
         )
 
 
 def _read_files(name: str, settings: Settings) -> npt.NDArray[Any]:
-    """Return one value per sample; for percentiles its place in the order, which is all that the files need to tell."""
+    """Return one value per sample; for percentiles its place in the order is enough."""
     by_value = settings.get("difficulty_type", "value") == "value"
     needed = ["index_to_sample_path"] + (["index_to_metric_path"] if by_value else [])
     if missing := [key for key in needed if not settings.get(key)]:
@@ -102,7 +99,7 @@ def _read_files(name: str, settings: Settings) -> npt.NDArray[Any]:
     ids = rows.tokens.astype(np.int64)
     if not np.array_equal(np.sort(ids), np.arange(len(ids))):
         raise UnreadableFileError(
-            f"{rows.prefix} does not hold each sample from 0 to {len(ids) - 1} once; analyze the dataset again"
+            f"{rows.prefix} does not contain each sample from 0 to {len(ids) - 1} once; analyze the dataset again"
         )
     ordered = np.arange(len(ids))
     if by_value:
@@ -110,7 +107,7 @@ def _read_files(name: str, settings: Settings) -> npt.NDArray[Any]:
         if len(distinct.tokens) != len(rows):
             raise UnreadableFileError(
                 f"{rows.prefix} has {len(rows)} rows and {distinct.prefix} {len(distinct.tokens)} values; "
-                "they do not belong together"
+                "they are from different runs"
             )
         ordered = np.repeat(distinct.tokens, rows.sizes)
     values = np.empty_like(ordered)

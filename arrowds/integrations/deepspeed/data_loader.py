@@ -1,4 +1,4 @@
-"""DeepSpeedDataLoader: DeepSpeed's loader by its own arguments, resumable, with what its engine looks for."""
+"""DeepSpeedDataLoader: DeepSpeed's loader by its own arguments, resumable, with the attributes that its engine uses."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class DeepSpeedDataLoader:
     """A drop-in for DeepSpeed's loader: the same arguments, the same batches, a state that counts what was handed out.
 
     With a curriculum in ``deepspeed_dataloader_config`` batches come from :class:`DeepSpeedDataSampler`, unless a
-    ``data_sampler`` is given: that is used as it is, so that an evaluation stays one. Without a curriculum they are
-    those of ``data_sampler`` or of torch's ``DistributedSampler``, with another shuffle in every epoch.
+    ``data_sampler`` is given: that is used unchanged, so that an evaluation follows no curriculum. Without a curriculum
+    they are those of ``data_sampler`` or of torch's ``DistributedSampler``, reshuffled every epoch.
 
     Args:
         dataset: a map-style dataset.
         batch_size: samples of a microbatch of this rank.
         pin_memory: copy batches to pinned memory; ignored on a machine without an accelerator.
         local_rank: negative for a process without a launcher, which gets the batches of all its devices.
-        tput_timer: is started before each batch; None for none.
+        tput_timer: started before each batch; None: no timer.
         collate_fn: as torch's.
         num_local_io_workers: worker processes; by default 2, and with a curriculum the number in its configuration.
-        data_sampler: gives ids.
+        data_sampler: yields ids.
         data_parallel_world_size: ranks that share the data.
         data_parallel_rank: this one.
         dataloader_drop_last: leave out a last batch that is short.
@@ -37,7 +37,7 @@ class DeepSpeedDataLoader:
         options: further options of torch's DataLoader: ``prefetch_factor``, ``persistent_workers``, ...
 
     Raises:
-        ConfigError: for settings that make no sense.
+        ConfigError: for invalid settings.
 
     >>> loader = DeepSpeedDataLoader([0, 1, 2, 3, 4], 2, False, 0, None, num_local_io_workers=0, data_sampler=range(5))
     >>> [batch.tolist() for batch in loader], len(loader)
@@ -65,7 +65,7 @@ class DeepSpeedDataLoader:
         except ImportError as error:
             raise MissingExtraError("torch", "torch") from error
         if not hasattr(dataset, "__len__"):
-            raise ConfigError("the dataset has no length: batches of ids need a map-style dataset, not an iterable one")
+            raise ConfigError("the dataset has no length: expected a map-style dataset, got an iterable one")
         config = deepspeed_dataloader_config or {}
         self.curriculum_learning_enabled = bool(config.get("curriculum_learning")) and data_sampler is None
         if self.curriculum_learning_enabled:
@@ -100,7 +100,7 @@ class DeepSpeedDataLoader:
         self._batches: Iterator[Any] | None = None
 
     def __len__(self) -> int:
-        """Batches of this rank in an epoch; with a curriculum, in all its epochs."""
+        """Batches of this rank in an epoch; with a curriculum, in all epochs."""
         return len(self._loader)
 
     def __iter__(self) -> DeepSpeedDataLoader:
@@ -128,11 +128,11 @@ class DeepSpeedDataLoader:
         return self._loader.current_difficulties
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training loop is, in JSON types."""
+        """Return the position of the training loop, in JSON types."""
         return self._loader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on where a state was taken, with the next batch; None changes nothing.
+        """Resume where a state was taken, with the next batch; None changes nothing.
 
         Raises:
             StateMismatchError: for a state that the sampler refuses.
@@ -141,7 +141,7 @@ class DeepSpeedDataLoader:
         self._batches = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch where there is no curriculum; see :meth:`arrowds.CurriculumDataLoader.set_epoch`."""
+        """Set the epoch, without a curriculum; see :meth:`arrowds.CurriculumDataLoader.set_epoch`."""
         self._loader.set_epoch(epoch)
 
     def set_custom_curriculum_learning_schedule(self, functions: Mapping[str, Callable[[int], Any]]) -> None:
@@ -149,7 +149,7 @@ class DeepSpeedDataLoader:
         self._loader.set_custom_curriculum_learning_schedule(functions)
 
     def add_epochs(self) -> None:
-        """Let a curriculum that is through with its epochs draw on."""
+        """Add epochs to a curriculum that has finished its own."""
         self._loader.add_epochs()
 
 
@@ -179,7 +179,7 @@ def _epoch_batches(
 
 
 class SamplerInUse:
-    """The sampler as the training loop sees it: its state is that of the batch last handed out.
+    """The sampler as of the batch last handed out to the training loop.
 
     DeepSpeed's engine saves and loads it with its checkpoints.
     """
@@ -195,7 +195,7 @@ class SamplerInUse:
         return len(self._loader)
 
     def __getattr__(self, name: str) -> Any:
-        """Give everything else as the sampler has it."""
+        """Return everything else from the sampler."""
         if name.startswith("__"):
             raise AttributeError(name)
         state = self._loader.state_dict() if name in _OF_THE_STATE else {}

@@ -18,10 +18,10 @@ _DEEPSPEED_STATE = {"batch", "curriculum_step", "consumed_samples", "data_cluste
 class DeepSpeedDataSampler(CurriculumSampler):
     """A drop-in for DeepSpeed's sampler: the same arguments, the same batches, a state that resumes exactly.
 
-    The configuration is DeepSpeed's ``data_efficiency``. In ``data_sampling`` it may say ``"order": "stateless"``
-    for arrowds' own order (any step at once, see :class:`arrowds.CurriculumSampler`); the default ``"deepspeed"`` draws
-    what DeepSpeed's sampler draws. ``exclude_steps`` and ``exclude_ids`` are understood there too. Each metric has an
-    ``index_path``, or DeepSpeed's two paths. Nothing is written to ``data_cluster_path``, and no rank talks to another.
+    The configuration is DeepSpeed's ``data_efficiency``. ``"order": "stateless"`` in ``data_sampling`` chooses arrowds'
+    own draws (any step at once, see :class:`arrowds.CurriculumSampler`); the default ``"deepspeed"`` draws what
+    DeepSpeed's sampler draws. ``data_sampling`` may have ``exclude_steps`` and ``exclude_ids`` too. Each metric has an
+    ``index_path``, or DeepSpeed's two paths. Nothing is written to ``data_cluster_path``, and ranks do not communicate.
 
     Args:
         data_efficiency_config: the ``data_efficiency`` section.
@@ -35,7 +35,7 @@ class DeepSpeedDataSampler(CurriculumSampler):
         drop_last: not used: like DeepSpeed's, all microbatches have their full size.
 
     Raises:
-        ConfigError: for settings that make no sense.
+        ConfigError: for invalid settings.
         EmptyPoolError: when a difficulty admits no sample.
 
     >>> import tempfile, arrowds, polars as pl
@@ -89,7 +89,7 @@ class DeepSpeedDataSampler(CurriculumSampler):
         return self.step
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go to the position of a saved state: one of this class, one that DeepSpeed's sampler saved, or none.
+        """Move to the position of a saved state: of this class, of DeepSpeed's sampler, or None.
 
         From DeepSpeed's, which does not save the state of its generator, only the position is taken.
 
@@ -101,12 +101,12 @@ class DeepSpeedDataSampler(CurriculumSampler):
         position = state["curriculum_step"] * self.layout.global_batch_size - len(state["batch"])
         if position < 0 or len(state["batch"]) > self.layout.global_batch_size:
             raise StateMismatchError(
-                f"DeepSpeed's sampler saved {len(state['batch'])} samples that are left of step "
-                f"{state['curriculum_step']}, which do not fit a global batch of {self.layout.global_batch_size}"
+                f"DeepSpeed's sampler saved {len(state['batch'])} samples left of step {state['curriculum_step']}, "
+                f"expected at most {self.layout.global_batch_size}, a global batch; use the batch sizes that saved it"
             )
         logger.warning(
-            "the checkpoint is from DeepSpeed's own sampler: going on at its step %d in the order that an "
-            "uninterrupted run has; a run that DeepSpeed itself had resumed drew other samples",
+            "the checkpoint is from DeepSpeed's own sampler: resuming at its step %d as an uninterrupted run would; "
+            "a run that DeepSpeed itself resumed has drawn other samples",
             state["curriculum_step"],
         )
         self._position = position

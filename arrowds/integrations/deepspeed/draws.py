@@ -89,7 +89,7 @@ class DeepSpeedDraws(Draws):
         batch = np.concatenate([part for k, count in enumerate(counts) for part in self._take(k, count)])
         self._rng.shuffle(batch)
         self._batch = batch.astype(np.int64)
-        # Loader workers draw ahead: a checkpoint asks for the state of a step that was passed some batches ago.
+        # Loader workers draw ahead: a checkpoint needs the state of a step some batches ago.
         self._passed[self._step] = self._rng.bit_generator.state
         self._passed.pop(self._step - _REMEMBERED, None)
 
@@ -107,7 +107,7 @@ class DeepSpeedDraws(Draws):
             raise EmptyPoolError(f"no sample is admitted at step {self._step} by {now}; raise min_difficulty")
 
     def _take(self, cluster: int, count: int) -> Iterator[Ids]:
-        """Yield the next members of a cluster; its end is followed by a new shuffle, as often as it takes."""
+        """Yield the next members of a cluster, which is reshuffled whenever it is exhausted."""
         members = self._members[cluster]
         while count:
             start = self._position[cluster]
@@ -138,7 +138,7 @@ class _ClusterRule:
             self._kept[settings.exclude_ids] = False
 
     def new_members(self, before: dict[str, Any] | None, now: dict[str, Any], clusters: list[Ids]) -> Ids:
-        """Return the samples that become admitted, in the order in which DeepSpeed finds them, in a new array."""
+        """Return the samples that become admitted, as DeepSpeed lists them, in a new array."""
         if not self._metrics:
             ids = np.arange(0 if clusters else self._num_samples, dtype=self._dtype)
         elif len(self._metrics) == 1:

@@ -40,10 +40,10 @@ def batch_by_seqlens(  # noqa: PLR0917 - DeepSpeed's signature
 ) -> tuple[list[Microbatch], list[int], list[int]]:
     """DeepSpeed's `batch_by_seqlens`: the same arguments, and the same microbatches, in linear time.
 
-    Different from DeepSpeed: the last sample of the order is batched too (it never is there), and a warning says how
-    many samples are in no microbatch. As there, samples above `max_tokens` are left out; so are the last microbatches
-    that do not make up a batch of `effective_batch_size`, and everything from the first place where `min_batch_size`
-    can't be reached. `arrowds.batch_by_tokens` loses none of them, and fills the batches better.
+    Different from DeepSpeed: the last sample is batched too (DeepSpeed never does), and a warning says how many samples
+    are in no microbatch. As in DeepSpeed, samples above `max_tokens` are left out; so are the last microbatches that do
+    not fill a batch of `effective_batch_size`, and everything from the first place where `min_batch_size` can't be
+    reached. `arrowds.batch_by_tokens` loses none of them, and fills the batches better.
 
     Args:
         seqlens: tokens of every sample of the dataset, shape (n,).
@@ -53,16 +53,16 @@ def batch_by_seqlens(  # noqa: PLR0917 - DeepSpeed's signature
         max_batch_size: the most samples in a microbatch.
         sequence_picking_order: "dataloader", "random" or "seqlen" (ascending).
         effective_batch_size: microbatches in a batch, over all ranks and accumulation steps.
-        required_microbatches_of_same_size: all microbatches of a batch hold as many samples.
+        required_microbatches_of_same_size: all microbatches of a batch have the same number of samples.
         verbose: log every batch.
-        seed: of the random order.
+        seed: of the shuffle.
 
     Returns:
         The microbatches as pairs of batch number and sample ids; the samples in each batch; the length of the
         longest sample of each batch.
 
     Raises:
-        ConfigError: for arguments that make no sense, or too few samples for one batch.
+        ConfigError: for invalid arguments, or too few samples for one batch.
 
     >>> batch_by_seqlens([3, 3, 2, 4, 4], max_tokens=8)
     ([(0, [0, 1, 2]), (1, [3, 4])], [3, 2], [3, 4])
@@ -92,7 +92,7 @@ def batch_by_seqlens(  # noqa: PLR0917 - DeepSpeed's signature
     offsets = offsets[: len(offsets) - (len(offsets) - 1) % effective_batch_size]
     if len(offsets) <= effective_batch_size:
         raise ConfigError(
-            f"{asked} samples do not make up one batch of effective_batch_size={effective_batch_size} microbatches "
+            f"{asked} samples do not fill one batch of effective_batch_size={effective_batch_size} microbatches "
             f"of at least {min_batch_size} samples and at most {max_tokens} tokens"
         )
     if int(offsets[-1]) < asked:
@@ -111,7 +111,7 @@ def batch_by_seqlens(  # noqa: PLR0917 - DeepSpeed's signature
 
 
 def _picking_order(lengths: npt.NDArray[Any], ids: IntArray, order: str, seed: int | None) -> IntArray:
-    """The ids as DeepSpeed orders them; the random order is the one that Python's generator gives it."""
+    """Return the ids sorted as DeepSpeed does; shuffled by Python's generator, as DeepSpeed shuffles them."""
     if order == "dataloader":
         return ids
     if order == "seqlen":
@@ -126,7 +126,7 @@ def _picking_order(lengths: npt.NDArray[Any], ids: IntArray, order: str, seed: i
 def _interleave(
     lengths: IntArray, ids: IntArray, *, max_tokens: int, most: int, least: int, microbatches: int
 ) -> tuple[IntArray, IntArray]:
-    """Offsets of microbatches of equal size within each batch, and the ids dealt to them in turn."""
+    """Return the offsets of microbatches of equal size within each batch, and the ids dealt to them in turn."""
     total = np.concatenate([[0], np.cumsum(lengths)])
     start, sizes, dealt = 0, [0], [ids[:0]]
     while start < len(lengths):
@@ -153,7 +153,7 @@ def scale_lr(base_batch_size: float, batch_size: float, base_lr: float = 1, meth
 
 
 def _scaling(method: str | None) -> LrScaling:
-    """DeepSpeed's spelling of a method: also None, and "none" in capitals; `lr_factor` refuses others."""
+    """Translate DeepSpeed's spelling: None and "NONE" mean "none"; `lr_factor` refuses unknown methods."""
     known: LrScaling = "none" if method is None or method.lower() == "none" else method  # type: ignore[assignment]
     return known
 
@@ -173,11 +173,11 @@ def lr_scheduler_for_variable_batch_size(  # noqa: PLR0917 - DeepSpeed's signatu
 
     Args:
         base_batch_size: samples in a batch for which the learning rate was chosen.
-        batch_sizes: samples in each batch, from `batch_by_seqlens`; it starts over after the last.
-        dataloader: taken for DeepSpeed's signature; not used, there neither.
-        lr_scheduler_or_optimizer: what gives the rates to scale.
+        batch_sizes: samples in each batch, from `batch_by_seqlens`; repeated after the last.
+        dataloader: accepted for DeepSpeed's signature; not used, as in DeepSpeed.
+        lr_scheduler_or_optimizer: the source of the rates to scale.
         lr_scaling_method: "linear", "sqrt", "none" or None.
-        verbose: log that the scheduler was made.
+        verbose: log the settings.
     """
     if verbose:
         _log.info("scaling learning rates by batch size, %s, from %s samples", lr_scaling_method, base_batch_size)
@@ -190,7 +190,7 @@ def lr_scheduler_for_variable_batch_size(  # noqa: PLR0917 - DeepSpeed's signatu
 
 
 class _Collate:
-    """Fetches the samples of microbatches, pads them where asked, and collates them. Pickles, unlike a closure."""
+    """A collate function that fetches the samples of microbatches and pads them; picklable, unlike a closure."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ def dataloader_for_variable_batch_size(  # noqa: PLR0917 - DeepSpeed's signature
     """DeepSpeed's loader over the microbatches of `batch_by_seqlens`, and the arguments for `engine.deepspeed_io`.
 
     Raises:
-        ConfigError: when samples are to be padded and there is no `sample_padding_fn`.
+        ConfigError: when samples must be padded and `sample_padding_fn` is None.
         MissingExtraError: without torch.
     """
     try:
@@ -239,7 +239,7 @@ def dataloader_for_variable_batch_size(  # noqa: PLR0917 - DeepSpeed's signature
     pad_to = batch_max_seqlens if required_microbatches_of_same_seqlen else None
     collate = _Collate(dataset, pad_to, sample_padding_fn, dataloader_collate_fn)
     sampler: Any = DistributedSampler(
-        microbatch_ids,  # type: ignore[arg-type]  # a list serves: it has a length and items
+        microbatch_ids,  # type: ignore[arg-type]  # a list works: it has a length and items
         num_replicas=dataloader_num_replicas,
         rank=dataloader_rank,
         shuffle=False,

@@ -1,4 +1,4 @@
-"""Dynamic batching as DeepSpeed's JSON configures it: the engine says what, the lengths come from files or an index."""
+"""Dynamic batching as DeepSpeed's JSON configures it, with lengths from files or an index."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed(  # noqa: 
     folder of DeepSpeed's analyzer; else `batch_seqlens_fn` measures them, into an index at `metrics_path`.
 
     Raises:
-        ConfigError: when dynamic batching is not enabled, or the lengths are not known, or not as many as the samples.
+        ConfigError: when dynamic batching is not enabled, or the lengths are unknown or not one per sample.
     """
     config = engine._config.data_efficiency_config
     sampling = config["data_sampling"]
@@ -47,8 +47,11 @@ def get_dataloader_and_lr_scheduler_for_variable_batch_size_deepspeed(  # noqa: 
             dataset, engine, batching.get("metrics_path"), batch_seqlens_fn, dataloader_collate_fn
         )
     if len(dataset_seqlens) != len(dataset):
-        raise ConfigError(f"{len(dataset_seqlens)} lengths for {len(dataset)} samples: measure this dataset anew")
-    pipeline = _is_pipeline(engine)
+        raise ConfigError(
+            f"{len(dataset_seqlens)} lengths for {len(dataset)} samples: measure the lengths of this dataset again"
+        )
+    # Pipeline stages need batches of one shape. By name, so that DeepSpeed is not imported.
+    pipeline = any(kind.__name__ == "PipelineEngine" for kind in type(engine).__mro__)
     return get_dataloader_and_lr_scheduler_for_variable_batch_size(
         dataset,
         dataset_seqlens,
@@ -81,18 +84,18 @@ def _lengths(
     measure: Callable[[Any], Any] | None,
     collate: Callable[[list[Any]], Any] | None,
 ) -> npt.NDArray[Any]:
-    """The lengths at a path, measured first where there are none."""
+    """Return the lengths at a path; measure them first if missing."""
     if path is not None and is_indexed_dataset(Path(path, "seqlen", "seqlen_sample_to_metric")):
         return IndexedDataset.open(Path(path, "seqlen", "seqlen_sample_to_metric")).tokens
     try:
         if path is not None:
             return np.asarray(open_index(path)["seqlen"].values)
     except IndexNotFoundError:
-        pass  # then it is made below
+        pass  # it is created below
     if measure is None or path is None:
         raise ConfigError(
-            f"no sequence lengths at metrics_path={path!r}: give dataset_seqlens, the path of an index with a metric "
-            "'seqlen', or a batch_seqlens_fn and a path to write its index to"
+            f"no sequence lengths at metrics_path={path!r}: pass dataset_seqlens, the path of an index with a metric "
+            "'seqlen', or a batch_seqlens_fn and a path for its index"
         )
     analyzer = DistributedDataAnalyzer(
         dataset,
@@ -106,8 +109,3 @@ def _lengths(
         collate_fn=collate,
     )
     return np.asarray(analyzer.run_map_reduce()["seqlen"].values)
-
-
-def _is_pipeline(engine: Any) -> bool:
-    """Whether the engine runs pipeline stages, which need batches of one shape; told without importing DeepSpeed."""
-    return any(kind.__name__ == "PipelineEngine" for kind in type(engine).__mro__)

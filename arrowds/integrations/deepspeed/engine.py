@@ -1,4 +1,4 @@
-"""deepspeed.initialize with arrowds' loader: the engine is DeepSpeed's own, unpatched."""
+"""deepspeed.initialize with arrowds' loader; the engine is DeepSpeed's own, unpatched."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _LOADER_OPTIONS = ("prefetch_factor", "persistent_workers")
 
 
 def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
-    """Do what ``deepspeed.initialize`` does, with the same arguments, and give the engine arrowds' loader.
+    """Call ``deepspeed.initialize`` with the same arguments, and give the engine arrowds' loader.
 
     The configuration is the same JSON. A metric of the curriculum has an ``index_path``, or DeepSpeed's paths; see
-    :class:`DeepSpeedDataSampler`. The engine's checkpoints carry the place of the training loop, its setters work, and
-    ``engine.training_dataloader`` is the loader that is returned.
+    :class:`DeepSpeedDataSampler`. The engine's checkpoints contain the position of the training loop, its setters work,
+    and ``engine.training_dataloader`` is the loader that is returned.
 
     Returns:
         ``(engine, optimizer, training_dataloader, lr_scheduler)``; the loader is None without ``training_data``, and on
         the middle stages of a pipeline, which load no data.
 
     Raises:
-        ConfigError: for a curriculum that makes no sense.
+        ConfigError: for an invalid curriculum.
         MissingExtraError: when DeepSpeed is not installed.
     """
     try:
@@ -36,17 +36,13 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     engine, optimizer, _, lr_scheduler = deepspeed.initialize(**given)
     if training_data is not None:
         if hasattr(engine, "set_dataloader"):
-            engine.set_dataloader(PipelineDataLoader(_pipeline_io(engine, training_data)))
+            # As in DeepSpeed's pipeline engine, the dataset is not shuffled without a curriculum.
+            unshuffled = None if engine.curriculum_learning_enabled() else _unshuffled(engine, training_data)
+            loader = deepspeed_io(engine, training_data, data_sampler=unshuffled)
+            engine.set_dataloader(PipelineDataLoader(loader))
         else:
             engine.training_dataloader = deepspeed_io(engine, training_data)
     return engine, optimizer, engine.training_dataloader, lr_scheduler
-
-
-def _pipeline_io(engine: Any, dataset: Any) -> DeepSpeedDataLoader:
-    if engine.curriculum_learning_enabled():
-        return deepspeed_io(engine, dataset)
-    # As DeepSpeed's pipeline engine has it: without a curriculum, in the order of the dataset.
-    return deepspeed_io(engine, dataset, data_sampler=_unshuffled(engine, dataset))
 
 
 def deepspeed_io(  # noqa: PLR0917 - DeepSpeed's signature
@@ -62,23 +58,23 @@ def deepspeed_io(  # noqa: PLR0917 - DeepSpeed's signature
 ) -> DeepSpeedDataLoader:
     """Return a loader for an engine: DeepSpeed's ``engine.deepspeed_io`` with the engine as first argument.
 
-    The curriculum is for training: with the route ``"eval"`` or ``"predict"``, or with a ``data_sampler``, there is
-    none. With an engine from ``deepspeed.initialize``, assign the result to ``engine.training_dataloader``.
+    The curriculum applies to training only, not to the routes ``"eval"`` and ``"predict"`` nor to a ``data_sampler``.
+    With an engine from ``deepspeed.initialize``, assign the result to ``engine.training_dataloader``.
 
     Args:
-        engine: what ``deepspeed.initialize`` returned.
+        engine: the engine that ``deepspeed.initialize`` returned.
         dataset: a map-style dataset.
         batch_size: samples of a microbatch; by default the engine's.
         route: ``"train"``, ``"eval"`` or ``"predict"``.
-        pin_memory: copy batches to pinned memory, where there is an accelerator.
-        data_sampler: gives ids.
+        pin_memory: copy batches to pinned memory if there is an accelerator.
+        data_sampler: yields ids.
         collate_fn: by default the engine's.
         num_local_io_workers: worker processes.
-        options: further options of torch's DataLoader; ``prefetch_factor`` and ``persistent_workers`` may also stand in
-            the ``data_sampling`` section of the configuration.
+        options: further options of torch's DataLoader; ``prefetch_factor`` and ``persistent_workers`` may also be
+            in the ``data_sampling`` section of the configuration.
 
     Raises:
-        ConfigError: for settings that make no sense.
+        ConfigError: for invalid settings.
     """
     training = route == "train"
     if not training and data_sampler is None:
@@ -119,7 +115,7 @@ def _unshuffled(engine: Any, dataset: Any) -> Any:
 
 
 def _data_parallel(engine: Any) -> tuple[int, int]:
-    """Return the rank among the ranks that get different data, and how many they are."""
+    """Return the rank among the ranks that get different data, and their number."""
     if engine.mpu is not None:
         return engine.mpu.get_data_parallel_rank(), engine.mpu.get_data_parallel_world_size()
     from deepspeed import comm

@@ -1,4 +1,4 @@
-"""Batches of the ids that any torch sampler gives, epoch after epoch, with a position that can be saved."""
+"""Batches of the ids of any torch sampler, epoch after epoch, with a position that can be saved."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ STATE_VERSION = 1
 
 
 class EpochBatches:
-    """One rank's batches of a torch sampler's ids; each full iteration moves on to the next epoch.
+    """One rank's batches of a torch sampler's ids; each full iteration advances to the next epoch.
 
-    A sampler with ``set_epoch``, such as torch's ``DistributedSampler``, orders every epoch anew. An iteration starts
-    at the first batch or, once after ``load_state_dict``, where the state was taken. A resumed run is exact where the
-    sampler gives the same ids for the same epoch.
+    A sampler with ``set_epoch``, such as torch's ``DistributedSampler``, reshuffles every epoch. An iteration starts at
+    the first batch; the first one after ``load_state_dict`` resumes where the state was taken. A resumed run is exact
+    if the sampler yields the same ids for the same epoch.
 
     >>> batches = EpochBatches(range(5), 2, drop_last=False)
     >>> list(batches), batches.epoch, len(batches)
@@ -49,7 +49,7 @@ class EpochBatches:
             self.epoch, self._given = epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; the present one keeps its place."""
+        """Set the epoch of the next iteration; naming the current epoch keeps the position in it."""
         if epoch != self.epoch:
             self.epoch, self._start, self._given = epoch, 0, 0
 
@@ -57,18 +57,18 @@ class EpochBatches:
         return {"batch_size": self.batch_size, "samples_of_rank": len(self.sampler)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this run is, in JSON types."""
+        """Return the position of this run, in JSON types."""
         return {"version": STATE_VERSION, **self._sizes(), "epoch": self.epoch, "batches": self._given}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the state was taken, with the next iteration.
+        """Resume where the state was taken, with the next iteration.
 
         Raises:
-            StateMismatchError: for a state of other sizes: of the batches, the dataset or the world.
+            StateMismatchError: for a state with another batch size, dataset size or world size.
         """
         expected = {"version": STATE_VERSION, **self._sizes()}
         if differing := [
-            f"{name} {state.get(name)!r}, here {here}" for name, here in expected.items() if state.get(name) != here
+            f"{name} {state.get(name)!r}, now {now}" for name, now in expected.items() if state.get(name) != now
         ]:
             raise StateMismatchError(f"the state was saved with {'; '.join(differing)}")
         self.epoch, self._start = state["epoch"], state["batches"]

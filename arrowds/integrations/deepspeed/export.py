@@ -27,8 +27,8 @@ _Integers = npt.NDArray[np.integer]
 class AnalyzerRun:
     """The run of DeepSpeed's analyzer whose files are reproduced.
 
-    The counts change the document index at the end of the `.idx` files and nothing else: DeepSpeed leaves a mark
-    there for each process of its reduce. No reader of these files looks at it.
+    The counts only change the document index at the end of the `.idx` files, where DeepSpeed leaves a mark for each
+    process of its reduce. No reader of these files uses it.
     """
 
     num_workers: int = 1

@@ -34,22 +34,22 @@ def import_index(
 
     A metric needs its ``index_to_metric`` and ``index_to_sample`` files or its ``sample_to_metric`` file, a total its
     ``metric_value`` file; the other files are not read. Files written before DeepSpeed renumbered its types are told
-    apart by their size. Where both kinds of a metric are there and disagree, as after a run with ``sample_indices``,
-    the sample ids of ``index_to_sample`` count.
+    apart by their size. If both kinds of a metric exist and disagree, as after a run with ``sample_indices``, the
+    sample ids of ``index_to_sample`` count.
 
     Args:
         folder: DeepSpeed's ``save_path``, which has a folder for each metric, or one of these folders.
         path: folder of the new index.
-        metrics: names of the metrics and totals to read; by default all that are there.
-        num_samples: number of samples; needed only where there is nothing but totals.
+        metrics: names of the metrics and totals to read; by default all.
+        num_samples: number of samples; needed only if the folder has totals only.
         workers: number of processes, as in ``arrowds.analyze``.
-        overwrite: replace an index that is there already.
+        overwrite: replace an existing index.
 
     Raises:
         UnreadableFileError: for files that are missing, truncated or of another kind, and sample ids that are not the
             numbers from 0 on, each once.
-        SourceError: when there is no metric in ``folder``, or metrics have different numbers of samples.
-        ConfigError: when a metric that is named is not there, or ``num_samples`` is missing or wrong.
+        SourceError: when ``folder`` has no metric, or its metrics have different numbers of samples.
+        ConfigError: for an unknown metric, or a missing or wrong ``num_samples``.
 
     >>> import tempfile, arrowds, pyarrow as pa, polars as pl
     >>> from arrowds.integrations import deepspeed as ads
@@ -66,7 +66,7 @@ def import_index(
         raise ConfigError(f"{folder} has no metric {unknown[0]!r}; it has {', '.join(sorted(prefixes)) or 'none'}")
     if not names:
         raise SourceError(
-            f"{folder} holds no metric of DeepSpeed's analyzer: there is no NAME/NAME_index_to_sample.idx, "
+            f"{folder} contains no metric of DeepSpeed's analyzer: expected NAME/NAME_index_to_sample.idx, "
             "NAME/NAME_sample_to_metric.idx or NAME/NAME_metric_value.idx"
         )
     totals = {name: _read_total(prefixes[name]) for name in names if _has(prefixes[name], "metric_value")}
@@ -94,7 +94,7 @@ def _pair(prefix: Path, kind: str) -> Path:
 
 
 def _has(prefix: Path, kind: str) -> bool:
-    """Whether one file of a pair is there; the other's absence is an error when it is opened."""
+    """Return whether one file of a pair exists; if the other is missing, opening it raises."""
     pair = _pair(prefix, kind)
     return any(pair.with_name(pair.name + suffix).exists() for suffix in (".idx", ".bin"))
 
@@ -156,7 +156,7 @@ def _read_lists(prefix: Path) -> _Array:
     if len(samples) != len(distinct):
         raise UnreadableFileError(
             f"{prefix}: index_to_sample has {len(samples)} rows and index_to_metric {len(distinct)}; "
-            "they do not belong together"
+            "they are from different runs"
         )
     ids = _native(samples.tokens)
     _check_ids(ids, prefix)
@@ -177,7 +177,7 @@ def _check_ids(ids: _Array, prefix: Path) -> None:
     seen = np.zeros(len(ids), bool)
     seen[ids] = True
     if not seen.all():
-        raise UnreadableFileError(f"{where}: sample {int(np.argmin(seen))} is missing and another is there twice")
+        raise UnreadableFileError(f"{where}: sample {int(np.argmin(seen))} is missing and another occurs twice")
 
 
 def _native(values: _Array) -> _Array:
@@ -188,13 +188,13 @@ def _agreed_length(values: Mapping[str, _Array], num_samples: int | None, folder
     """Return the number of samples that all metrics have."""
     lengths = {name: len(column) for name, column in values.items()}
     if not lengths and num_samples is None:
-        raise ConfigError(f"{folder} holds totals only, which do not tell the number of samples; give num_samples")
+        raise ConfigError(f"{folder} holds totals only, which do not tell the number of samples; pass num_samples")
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise SourceError(
             f"the metrics in {folder} have different numbers of samples ({listed}); choose with metrics=[...]"
         )
-    found = next(iter(lengths.values()), num_samples)
-    if num_samples not in (None, found):
-        raise ConfigError(f"num_samples is {num_samples}, but the metrics in {folder} have {found} samples")
-    return int(found or 0)
+    length = next(iter(lengths.values()), num_samples)
+    if num_samples not in (None, length):
+        raise ConfigError(f"num_samples is {num_samples}, but the metrics in {folder} have {length} samples")
+    return int(length or 0)

@@ -1,4 +1,4 @@
-"""Record the parameter fetches of a ZeRO-3 engine: swap its coordinator's profiler, and put it back."""
+"""Record the parameter fetches of a ZeRO-3 engine: replace its coordinator's profiler, and restore it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _METHODS = ("reset_events", "start_event", "stop_event", "log_events")
 
 
 class AttachedProfiler(PartitionedParameterProfiler):
-    """A profiler that stands in a ZeRO-3 coordinator until ``detach``; ``attach_profiler`` makes it."""
+    """A profiler in a ZeRO-3 coordinator until ``detach``; created by ``attach_profiler``."""
 
     def __init__(self, coordinator: Any, timers: Any, **options: Any) -> None:
         super().__init__(timers, **options)
@@ -24,20 +24,19 @@ class AttachedProfiler(PartitionedParameterProfiler):
         setattr(coordinator, _SLOT, self)
 
     def detach(self) -> None:
-        """Put the coordinator's own profiler back, and write the rows that are left. A second call does nothing.
+        """Restore the coordinator's own profiler, and write the remaining rows. A second call does nothing.
 
         Raises:
-            ProfilerError: when something else has replaced the profiler since; it is then left where it is.
+            ProfilerError: when another profiler was attached since; it then stays.
         """
         coordinator, self._coordinator = self._coordinator, None
         if coordinator is None:
             return
         self.close()
-        found = getattr(coordinator, _SLOT)
-        if found is not self:
+        current = getattr(coordinator, _SLOT)
+        if current is not self:
             raise ProfilerError(
-                f"the coordinator's profiler is now a {type(found).__name__} that was put in after this one: "
-                "detach in the reverse order"
+                f"a {type(current).__name__} was attached to the coordinator after this profiler: detach that one first"
             )
         setattr(coordinator, _SLOT, self._original)
 
@@ -58,18 +57,18 @@ def attach_profiler(
     Call it on every rank after ``deepspeed.initialize``; call ``detach`` on the result, or use it in a ``with`` block.
     It replaces one attribute of one object, the coordinator's profiler, and reads the rest. Steps are
     ``engine.global_steps + 1``: the step being computed, the first is 1, as the curriculum counts them. Each forward
-    pass within a step is another micro-step. Where DeepSpeed's own profiler was on (``ENABLE_PROFILER``), its timers
-    and its log lines go on as before. On an accelerator the durations are those of its own events.
+    pass within a step is another micro-step. If DeepSpeed's own profiler is on (``ENABLE_PROFILER``), its timers and
+    its log lines continue as before. On an accelerator the durations are those of its own events.
 
     Args:
-        engine: what ``deepspeed.initialize`` returned, with ZeRO stage 3.
+        engine: the engine that ``deepspeed.initialize`` returned, with ZeRO stage 3.
         path: folder of the run, the same on every rank; rank N writes below ``rank=N``.
         flush_rows: rows after which a step boundary flushes.
-        flush_seconds: seconds after which a step boundary flushes however few rows there are.
+        flush_seconds: seconds after which a step boundary flushes, regardless of the number of rows.
 
     Raises:
-        ProfilerError: when the engine is not of ZeRO stage 3, when its coordinator is not of a known kind, or when a
-            profiler is attached already.
+        ProfilerError: when the engine is not of ZeRO stage 3, its coordinator is of an unknown kind, or a profiler is
+            already attached.
         MissingExtraError: when DeepSpeed is not installed.
     """
     try:
@@ -96,33 +95,33 @@ def attach_profiler(
 
 
 def _coordinator(engine: Any, version: str) -> Any:
-    """Return the engine's parameter coordinator once everything that will be used of it is known to be there."""
+    """Return the engine's parameter coordinator, after checking every attribute that will be used."""
     optimizer = getattr(engine, "optimizer", None)
-    # Without an optimizer the offload itself stands in its place.
+    # Without an optimizer, engine.optimizer is the offload itself.
     offload: Any = getattr(optimizer, "parameter_offload", optimizer)
     if not hasattr(offload, "get_param_coordinator"):
         stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
-        said = f"its ZeRO stage is {int(stage)}" if stage is not None else f"it is a {type(engine).__name__}"
+        got = type(engine).__name__ if stage is None else f"stage {int(stage)}"
         raise ProfilerError(
-            f"only an engine of ZeRO stage 3 fetches parameters, and {said}: "
+            f"expected an engine of ZeRO stage 3, which alone fetches parameters, got {got}: "
             'set "zero_optimization": {"stage": 3} in its configuration'
         )
     coordinator = offload.get_param_coordinator()
     profiler = getattr(coordinator, _SLOT, None)
     if isinstance(profiler, PartitionedParameterProfiler):
-        raise ProfilerError("a profiler is attached to this engine already: detach it first")
+        raise ProfilerError("a profiler is already attached to this engine: detach it first")
     missing = [name for name in ("timers", *_METHODS) if not hasattr(profiler, name)]
     if missing or not hasattr(engine, "global_steps") or not hasattr(engine, "global_rank"):
         raise ProfilerError(
-            f"DeepSpeed {version} has a {type(coordinator).__name__} that attach_profiler does not know "
+            f"attach_profiler does not support the {type(coordinator).__name__} of DeepSpeed {version} "
             f"(no {_SLOT} with {', '.join(missing) or 'an engine that has global_steps and global_rank'}); "
-            "versions 0.17.0 to 0.19.8 are known"
+            "it supports versions 0.17.0 to 0.19.8"
         )
     return coordinator
 
 
 def _element_size(engine: Any, coordinator: Any) -> int | None:
-    """Return the bytes of one element of the parameters; None when they differ, or travel quantized."""
+    """Return the bytes of one element of the parameters; None if they differ, or are quantized in transit."""
     if getattr(coordinator, "zero_quantized_weights", False):
         return None
     sizes = {parameter.element_size() for parameter in engine.module.parameters()}

@@ -1,4 +1,4 @@
-"""Steps that several processes of a torch.distributed group take together."""
+"""Steps that all processes of a torch.distributed group take together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Result = TypeVar("Result")
 
 
 def is_initialized() -> bool:
-    """Whether this process belongs to a torch.distributed group; torch is not loaded to find out."""
+    """Return whether this process is in a torch.distributed group, without loading torch."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def together(step: Callable[[], Result], group: Any = None) -> Result:
-    """Run ``step`` here and wait until every process of the group has run its own; without a group, just run it.
+    """Run ``step`` and wait until every process of the group has run its own; without a group, just run it.
 
     Raises:
-        WorkerDiedError: when the step of another process failed; without this, the others would wait for it for ever.
+        WorkerDiedError: when the step of another process failed; without this, the others would wait forever.
     """
     if not is_initialized():
         return step()

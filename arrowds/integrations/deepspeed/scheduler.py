@@ -12,7 +12,7 @@ class CurriculumScheduler:
     """DeepSpeed's scheduler: the same dictionary, the same ``state``, the same difficulty at every step.
 
     ``get_difficulty`` is pure. ``update_difficulty`` also keeps the difficulty in ``state``; at ``max_difficulty`` it
-    rises no more, but unlike DeepSpeed's it follows a schedule that falls.
+    no longer rises, but unlike DeepSpeed's it follows a schedule that falls.
 
     Raises:
         ConfigError: for missing, unknown or impossible settings.
@@ -51,7 +51,7 @@ class CurriculumScheduler:
         """Return the steps at which the difficulty changes, and the difficulty from each on. Pure.
 
         Args:
-            limit: the last step to ask a custom schedule.
+            limit: the last step at which to evaluate a custom schedule.
         """
         return changes(self._schedule, highest=self.state["max_difficulty"], limit=limit)
 

@@ -1,4 +1,4 @@
-"""Speed over queue depth and block size, read and write, as a picture."""
+"""A chart of the speed over queue depth and block size, for reads and writes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def plot(table: pa.Table, path: str | os.PathLike[str]) -> None:
 
     Args:
         table: what ``read_logs`` returned, or part of it.
-        path: the picture; its suffix (``.png``, ``.svg``, ``.pdf``) chooses the format.
+        path: the image; its suffix (``.png``, ``.svg``, ``.pdf``) chooses the format.
 
     Raises:
-        ConfigError: when no log has a result, or the suffix is no picture's.
+        ConfigError: when no log has a result, or the suffix is not an image format.
         MissingExtraError: when matplotlib is not installed.
     """
     try:
@@ -54,7 +54,7 @@ def plot(table: pa.Table, path: str | os.PathLike[str]) -> None:
 
 
 def _draw(axis: Any, logs: pl.DataFrame, operation: str, sizes: list[int]) -> None:
-    """Draw one operation; the colour of a block size is the same in every panel."""
+    """Draw one operation; a block size has the same colour in every panel."""
     from matplotlib import colormaps
 
     others = [

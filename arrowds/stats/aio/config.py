@@ -24,18 +24,18 @@ class AioBlock(TypedDict):
 def deepspeed_config(table: pa.Table | BestSetting, *, by: str = "both") -> dict[str, AioBlock]:
     """Return the configuration of the best setting, to merge into DeepSpeed's JSON.
 
-    DeepSpeed's tuner prints ``num_threads``, which the engine ignores, and the booleans as texts, of which ``"false"``
-    counts as true; this block has the engine's own key and real booleans.
+    DeepSpeed's tuner prints ``num_threads``, which the engine ignores, and the booleans as strings, so that ``"false"``
+    is true; this block has the engine's own key and real booleans.
 
     Args:
         table: what ``read_logs`` returned, or what ``best`` chose from it.
-        by: the rule, where ``table`` is a table: ``both``, ``read_speed``, ``write_speed`` or ``sum``.
+        by: the rule, if ``table`` is a table: ``both``, ``read_speed``, ``write_speed`` or ``sum``.
 
     Returns:
         ``{"aio": {...}}``, which ``json.dumps`` prints.
 
     Raises:
-        ConfigError: when there is no best setting, or its logs leave out a parameter.
+        ConfigError: when no setting can be ranked, or the logs of the best one lack a parameter.
 
     >>> logs = pa.table({"queue_depth": [8]})
     >>> deepspeed_config(logs)
@@ -60,11 +60,11 @@ def deepspeed_config(table: pa.Table | BestSetting, *, by: str = "both") -> dict
 
 
 def check_config(config: dict[str, AioBlock]) -> None:
-    """Load a configuration with the installed DeepSpeed and compare what it understood.
+    """Load a configuration with the installed DeepSpeed and compare what it read.
 
     Raises:
         MissingExtraError: when DeepSpeed is not installed.
-        ConfigError: when DeepSpeed refuses it, or reads another value than the one that is written.
+        ConfigError: when DeepSpeed refuses it, or reads another value than was written.
     """
     try:
         from deepspeed.runtime.swap_tensor.aio_config import get_aio_config
@@ -77,4 +77,4 @@ def check_config(config: dict[str, AioBlock]) -> None:
     for key, value in config["aio"].items():
         read = understood.get(key)
         if read != value or type(read) is not type(value):
-            raise ConfigError(f"DeepSpeed reads {key} as {read!r} where {value!r} is written; its version is too old")
+            raise ConfigError(f"DeepSpeed reads {key} as {read!r}, expected {value!r}; its version is too old")

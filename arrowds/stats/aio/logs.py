@@ -1,4 +1,4 @@
-"""Log files of DeepSpeed's NVMe benchmarks into one Arrow table: a row per log, whatever the log looks like."""
+"""Log files of DeepSpeed's NVMe benchmarks as one Arrow table: a row per log, however damaged."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ _BANNER = re.compile(r"^Testing (?:DeepNVMe|deepspeed_aio) ", re.MULTILINE)
 def read_logs(folder: str | os.PathLike[str]) -> pa.Table:
     """Parse every file below a folder of ``ds_nvme_tune``, ``ds_io`` or older benchmark logs.
 
-    The parameters come from the log's own ``args = Namespace(...)`` line, read as a literal; a log without that line is
-    taken at its file name's word where the name tells them all. A file that is no good log gets a row as well, whose
-    ``status`` is one of ``STATUSES`` and whose ``error`` says why.
+    The parameters come from the log's own ``args = Namespace(...)`` line, read as a literal; without it they come from
+    the file name, if it has them all. Every other file gets a row too: its ``status`` is one of ``STATUSES`` and
+    its ``error`` says why.
 
     Args:
         folder: a folder, read to any depth, or one file.
@@ -84,7 +84,7 @@ def read_logs(folder: str | os.PathLike[str]) -> pa.Table:
         write. Sizes are bytes, latencies seconds, speeds GiB/s (DeepSpeed writes GB and means 1024**3 bytes).
 
     Raises:
-        LogFormatError: when there is no file at all.
+        LogFormatError: when there are no files.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -118,11 +118,11 @@ def _files(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def parse_log(path: Path, *, name: str) -> list[dict[str, object]]:
-    """Parse one log into a row, or into two where it holds both a read and a write; never raises for its content.
+    """Parse one log into a row, or two for both a read and a write; never raises because of its content.
 
     Args:
         path: the file.
-        name: what the column ``file`` says.
+        name: the value of the column ``file``.
     """
     tags = from_name(path.stem)
     try:
@@ -143,7 +143,7 @@ def _read(path: Path) -> tuple[tuple[str, str] | None, bytes]:
         return ("not_a_log", f"{about.st_size} bytes long, expected at most {LONGEST_LOG}"), str(about.st_size).encode()
     content = path.read_bytes()
     if not content.strip():
-        return ("empty", "the file is empty; the run ended before it wrote anything"), content
+        return ("empty", "the file is empty: the run ended before it wrote anything"), content
     if b"\0" in content:
         return ("not_a_log", "the file is binary"), content
     return None, content
@@ -164,7 +164,7 @@ def _printable(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Evidence:
-    """What there is to judge a log by: the text, what was asked for, and what is wrong with the lines about it."""
+    """The evidence for the status of a log: its text, its parameters, and errors in either."""
 
     text: str
     tags: NameTags
@@ -225,7 +225,7 @@ def _judge_failure(evidence: _Evidence, values: Mapping[str, float]) -> tuple[st
     if complete:
         return None
     if not (evidence.has_arguments or values or _BANNER.search(evidence.text)):
-        return "not_a_log", "neither arguments nor results of a benchmark in it"
+        return "not_a_log", "contains neither arguments nor results of a benchmark"
     return "incomplete", "no E2E speed line: the run was stopped, or the log was cut"
 
 
@@ -234,9 +234,9 @@ def _judge_result(evidence: _Evidence, operation: str | None) -> tuple[str, str]
     tags, stated = evidence.tags, evidence.stated
     if not evidence.has_arguments and not tags.complete:
         unknown = f"; unknown tags: {', '.join(tags.unknown)}" if tags.unknown else ""
-        return "bad_arguments", f"no 'args = Namespace(...)' line, and the file name does not tell them all{unknown}"
+        return "bad_arguments", f"no 'args = Namespace(...)' line, and the file name lacks parameters{unknown}"
     if stated.operation not in (None, operation):
-        return "inconsistent", f"the parameters say {stated.operation}, the results are of a {operation}"
+        return "inconsistent", f"the parameters say {stated.operation}, but the results are of a {operation}"
     if evidence.has_arguments and (contradiction := disagreement(stated, tags)):
         return "inconsistent", contradiction
     return None

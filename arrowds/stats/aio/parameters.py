@@ -1,4 +1,4 @@
-"""What a benchmark run was asked to do: off its ``args = Namespace(...)`` line, and off the tags of its file name."""
+"""The parameters of a benchmark run, from its ``args = Namespace(...)`` line and from the tags of its file name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DEVICES = {"cpu", "gpu", "gds"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """The parameters of one benchmark run; None where the log does not say.
+    """The parameters of one benchmark run; None: the log does not say.
 
     Attributes:
         operation: ``"read"`` or ``"write"``.
@@ -73,7 +73,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NameTags:
-    """What the name of a log file says: the parameters, and the tags that are not known."""
+    """The parameters in the name of a log file, and the unknown tags."""
 
     parameters: Parameters
     legacy: bool
@@ -81,7 +81,7 @@ class NameTags:
 
     @property
     def complete(self) -> bool:
-        """Whether the name alone tells every parameter of the engine's configuration."""
+        """Whether the name alone has every parameter of the engine's configuration."""
         stated = self.parameters
         needed = (stated.operation, stated.block_size_bytes, stated.queue_depth, stated.io_parallel)
         return not self.unknown and None not in (*needed, stated.single_submit, stated.overlap_events)
@@ -124,24 +124,23 @@ def parse_namespace(text: str) -> Mapping[str, object]:
             raise LogFormatError(f"the arguments are {text!r:.60}, expected Namespace(...)")
         names = [keyword.arg for keyword in call.keywords]
         if call.args or None in names:
-            raise LogFormatError("the arguments hold a value without a name")
-        return {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+            raise LogFormatError("the arguments contain a value without a name")
+        # Most values are constants, for which literal_eval takes several times as long.
+        return {
+            str(keyword.arg): node.value if isinstance(node := keyword.value, ast.Constant) else ast.literal_eval(node)
+            for keyword in call.keywords
+        }
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         if isinstance(error, LogFormatError):
             raise
-        raise LogFormatError(f"the arguments are no literal: {type(error).__name__}: {error}") from error
-
-
-def _literal(node: ast.expr) -> object:
-    """Return the value of a literal; most are constants, for which ``literal_eval`` takes several times as long."""
-    return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
+        raise LogFormatError(f"the arguments are not literals: {type(error).__name__}: {error}") from error
 
 
 def from_arguments(arguments: Mapping[str, object]) -> Parameters:
     """Translate the arguments of ``ds_io`` or of the older ``test_ds_aio.py`` into parameters.
 
     Raises:
-        LogFormatError: when a value has another type than its argument can have.
+        LogFormatError: for a value of the wrong type.
 
     >>> from_arguments({"read": True, "block_size": "1M", "queue_depth": 4, "io_parallel": None}).io_parallel
     1
@@ -218,7 +217,7 @@ def _flag(arguments: Mapping[str, object], name: str) -> bool | None:
 
 @lru_cache(maxsize=1024)
 def from_name(stem: str) -> NameTags:
-    """Read the tags of a log's file name, of the tuner's layout (``ftd``) or of the older scripts' (``t``).
+    """Read the tags of a log's file name, as the tuner (``ftd``) or the older scripts (``t``) write them.
 
     The older scripts wrote the tags t and p with changing meaning; the tuner among them took t for processes and p for
     threads per operation, and so does this function.
@@ -228,22 +227,22 @@ def from_name(stem: str) -> NameTags:
     >>> from_name("read_single_sequential_t2_p4_d8_bs1M_x9").unknown
     ('x9',)
     """
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     unknown = []
     for tag in stem.split("_"):
         name, value = _parse_tag(tag)
-        if name is None or name in found:
+        if name is None or name in values:
             unknown.append(tag)
         else:
-            found[name] = value
-    legacy = "processes" in found
-    if not legacy and "folders" in found:
-        found["processes"] = found["folders"]
-    device = found.pop("device", None)
-    found.pop("folders", None)
+            values[name] = value
+    legacy = "processes" in values
+    if not legacy and "folders" in values:
+        values["processes"] = values["folders"]
+    device = values.pop("device", None)
+    values.pop("folders", None)
     if device is not None:
-        found |= {"gpu": device != "cpu", "use_gds": device == "gds"}
-    return NameTags(parameters=replace(Parameters(), **found), legacy=legacy, unknown=tuple(unknown))  # type: ignore[arg-type]  # the names are fields, the values were parsed for them
+        values |= {"gpu": device != "cpu", "use_gds": device == "gds"}
+    return NameTags(parameters=replace(Parameters(), **values), legacy=legacy, unknown=tuple(unknown))  # type: ignore[arg-type]  # the names are fields, the values were parsed for them
 
 
 def _parse_tag(tag: str) -> tuple[str | None, object]:
@@ -263,7 +262,7 @@ def _parse_tag(tag: str) -> tuple[str | None, object]:
 
 
 def disagreement(stated: Parameters, tags: NameTags) -> str | None:
-    """Say where a file name contradicts the log's own arguments, or return None.
+    """Return where a file name contradicts the log's own arguments, or None.
 
     The tags t and p of the older scripts are not compared: those scripts changed their meaning, and one wrote a p that
     it never passed on.

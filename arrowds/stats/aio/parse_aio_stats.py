@@ -1,4 +1,4 @@
-"""DeepSpeed's script of the same name: its functions, its output, without its crashes.
+"""DeepSpeed's script of the same name: its functions and its output, without its crashes.
 
 ``python -m arrowds.stats.aio.parse_aio_stats --log_dir LOGS --metric read_speed`` prints what the script prints.
 It reads file names and one line per log; everything else is in ``arrowds.stats.aio``.
@@ -29,7 +29,7 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def extract_value(key: str, file: str | os.PathLike[str]) -> Tag:
-    """Return the number in a tag of a log's name, the tag itself where it has none, None where it is malformed.
+    """Return the number in a tag of a log's name, the tag itself if it has none, None if it is malformed.
 
     >>> extract_value("d32", "log.txt"), extract_value("bs128K", "log.txt"), extract_value("ftd1", "log.txt")
     (32, 131072, 'ftd1')
@@ -62,7 +62,7 @@ def get_file_key(file: str | os.PathLike[str]) -> FileKey:
 
 
 def get_thread_count(file: str | os.PathLike[str]) -> int:
-    """Return the number of the first ``t`` tag in a log's name, 1 where there is none.
+    """Return the number of the first ``t`` tag in a log's name, or 1.
 
     >>> get_thread_count("read_single_overlap_t8_p1_d4_bs1M.txt"), get_thread_count("tuned__x.txt")
     (8, 1)
@@ -76,10 +76,10 @@ def _stem(file: str | os.PathLike[str]) -> str:
 
 
 def get_metric(file: str | os.PathLike[str], metric: str) -> float | None:
-    """Return the first end-to-end speed of a log in GB/s (1024**3 bytes), None where there is none that can be read.
+    """Return the first end-to-end speed of a log in GB/s (1024**3 bytes), or None.
 
     Raises:
-        ConfigError: for a metric that is not known.
+        ConfigError: for an unknown metric.
     """
     if metric not in METRIC_SEARCH:
         raise ConfigError(f"metric is {metric!r}, expected one of {', '.join(PERF_METRICS)}")
@@ -106,11 +106,11 @@ def get_results(log_files: Iterable[str | os.PathLike[str]], metric: str) -> dic
 def get_sorted_results(
     log_dir: str | os.PathLike[str], metric: str
 ) -> tuple[list[FileKey], dict[FileKey, float | None]]:
-    """Return the sorted keys of the logs in a folder, and the speed by key; folders in it are not looked into.
+    """Return the sorted keys of the logs directly in a folder, and the speed by key.
 
     Raises:
-        ConfigError: for a metric that is not known.
-        LogFormatError: when there is no such folder.
+        ConfigError: for an unknown metric.
+        LogFormatError: when the folder does not exist.
     """
     if not Path(log_dir).is_dir():
         raise LogFormatError(f"{log_dir} folder is not existent")
@@ -120,12 +120,12 @@ def get_sorted_results(
 
 
 def _comparable(key: FileKey) -> tuple[tuple[int, int, str], ...]:
-    """Make keys comparable whose tags are of different kinds: None before numbers before words."""
+    """Return a sort key for tags of different kinds: None before numbers before words."""
     return tuple((0, 0, "") if tag is None else (1, tag, "") if isinstance(tag, int) else (2, 0, tag) for tag in key)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line, and write what was understood to stdout."""
+    """Read the command line, and write the parsed arguments to stdout."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--log_dir", type=str, required=True, help="Folder of statistics logs")
     parser.add_argument(
@@ -137,7 +137,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def validate_args(args: argparse.Namespace) -> bool:
-    """Say whether metric and folder exist; write what is wrong to stdout."""
+    """Return whether metric and folder exist; write what is wrong to stdout."""
     if args.metric not in PERF_METRICS:
         sys.stdout.write(f"{args.metric} is not a valid performance metrics\n")
         return False

@@ -1,4 +1,4 @@
-"""Which setting is the best: settings ranked by the median speed of their logs."""
+"""The best setting: settings ranked by the median speed of their logs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SETTING = (
 )
 _NEEDED = (*_SETTING, "operation", "engine", "e2e_speed_gib_s", "status", "arguments")
 _ENGINES = ("aio_handle", "aio_basic")
-# A tie goes to the setting that takes least: fewer threads, a shallower queue, smaller blocks, DeepSpeed's defaults.
+# A tie goes to the cheapest setting: fewer threads, a shallower queue, smaller blocks, DeepSpeed's defaults.
 _TIES = (
     "io_parallel",
     "processes",
@@ -42,7 +42,7 @@ _TIES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BestSetting:
-    """The best of all measured settings, and what it was measured on.
+    """The best of all measured settings, and its measurements.
 
     Attributes:
         by: the rule that chose it.
@@ -54,13 +54,13 @@ class BestSetting:
         overlap_events: requests are submitted before earlier ones have completed.
         gpu: the buffers were in GPU memory.
         use_gds: through GPUDirect Storage.
-        io_size_bytes: bytes of one operation, None where the logs do not say.
-        target: the folders, None where the logs do not say.
-        read_speed_gib_s: median over the read logs of the setting; None where there are none.
+        io_size_bytes: bytes of one operation; None: the logs do not say.
+        target: the folders; None: the logs do not say.
+        read_speed_gib_s: median over the read logs of the setting; None: it has none.
         write_speed_gib_s: likewise for writes.
         read_logs: number of read logs of the setting.
         write_logs: number of write logs.
-        score: what the rule maximises.
+        score: the quantity that the rule maximises.
     """
 
     by: str
@@ -91,7 +91,7 @@ def rank(table: pa.Table, *, by: str = "both") -> pa.Table:
     - ``read_speed``, ``write_speed``: that speed alone, in GiB/s.
     - ``sum``: read plus write speed in GiB/s, as DeepSpeed's tuner adds them; the faster direction dominates.
 
-    Equal scores go to the setting that takes least: fewer threads and processes, then the shallower queue, then the
+    Equal scores go to the cheapest setting: fewer threads and processes, then the shallower queue, then the
     smaller block.
 
     Args:
@@ -99,11 +99,11 @@ def rank(table: pa.Table, *, by: str = "both") -> pa.Table:
         by: one of ``RULES``.
 
     Returns:
-        A row per setting that the rule can judge: the setting, ``read_speed_gib_s``, ``write_speed_gib_s``,
+        A row per setting that the rule can rank: the setting, ``read_speed_gib_s``, ``write_speed_gib_s``,
         ``read_logs``, ``write_logs`` and ``score``.
 
     Raises:
-        ConfigError: for an unknown rule, a table of other columns, or one without a setting that the rule can judge.
+        ConfigError: for an unknown rule, a table of other columns, or one without a setting that the rule can rank.
     """
     if by not in RULES:
         raise ConfigError(f"by is {by!r}, expected one of {', '.join(RULES)}")

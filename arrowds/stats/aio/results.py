@@ -1,4 +1,4 @@
-"""What a benchmark log tells of its run: the measured results, or why there are none."""
+"""The results in a benchmark log, or why there are none."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def parse_results(text: str) -> tuple[dict[str, dict[str, float]], str | None]:
         elif value == 0:
             damage = damage or f"{what} is 0: nothing was measured"
         elif column in values:
-            damage = damage or f"{what} is there twice: the log holds several runs"
+            damage = damage or f"{what} occurs twice: the log contains several runs"
         else:
             values[column] = value * scale
     return results, damage
 
 
 def parse_failure(text: str, *, known: bool) -> tuple[str, str] | None:
-    """Return the status and the message of a run that failed, or None.
+    """Return the status and the message of a failed run, or None.
 
     Args:
         text: the log.
-        known: whether it is a benchmark's log; another text that holds a traceback is none of ours.
+        known: whether it is a benchmark's log; a traceback in another text is ignored.
     """
     if stopped := _STOPPED.search(text):
         return "timeout", stopped[0]
@@ -74,10 +74,10 @@ def parse_failure(text: str, *, known: bool) -> tuple[str, str] | None:
 
 
 def _exception(text: str) -> str:
-    """Return the message of the last traceback; the statement that raised it in place of an empty message."""
-    found = _EXCEPTION.search(text, text.rindex(_TRACEBACK) + len(_TRACEBACK))
-    message = found[0] if found else "a traceback that is cut off"
-    if found and ":" not in message:
+    """Return the message of the last traceback; if it is empty, with the statement that raised it."""
+    last = _EXCEPTION.search(text, text.rindex(_TRACEBACK) + len(_TRACEBACK))
+    message = last[0] if last else "a truncated traceback"
+    if last and ":" not in message:
         first = text.index(_TRACEBACK)
         end = text.find(f"\n{message}", first)
         if statements := _SOURCE_LINE.findall(text, first, end if end > 0 else len(text)):

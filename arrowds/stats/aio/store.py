@@ -24,7 +24,7 @@ STORED_SCHEMA = pa.schema([("run_id", pa.string()), ("imported_at", pa.timestamp
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Appended:
-    """What became of an import: its run id, the rows that are new, the logs that were there already."""
+    """The result of an import: its run id, the number of new rows, the number of logs already stored."""
 
     run_id: str
     added: int
@@ -43,15 +43,15 @@ def new_run_id(time: datetime) -> str:
 def append(table: pa.Table, path: str | os.PathLike[str], *, run_id: str | None = None) -> Appended:
     """Append a table of logs to a Parquet file as one run; the file is replaced atomically.
 
-    A log whose name and content are in the file already is refused, whatever folder it was in.
+    A log whose name and content are already in the file is refused, whatever its folder.
 
     Args:
         table: what ``read_logs`` returned.
-        path: the Parquet file; it is made where there is none.
+        path: the Parquet file; created if missing.
         run_id: a name for the run; by default the time and a random suffix.
 
     Raises:
-        LogFormatError: when the file is no table of logs, or was written by a newer version.
+        LogFormatError: when the file is not a table of logs, or was written by a newer version.
         StorageError: when it can't be written.
     """
     path = Path(path)
@@ -73,7 +73,7 @@ def append(table: pa.Table, path: str | os.PathLike[str], *, run_id: str | None 
 
 
 def _without_duplicates(table: pa.Table, known: pa.ChunkedArray) -> pa.Table:
-    """Drop the rows that are known, and repetitions among the rest; a log of a read and a write is two rows."""
+    """Drop known rows and duplicates among the rest; a log of both a read and a write is two rows."""
     table = table.filter(pc.invert(pc.is_in(table.column("content_hash"), value_set=known.combine_chunks())))
     keys = table.select(["content_hash", "operation"]).append_column("row", pa.array(range(table.num_rows), pa.int64()))
     first = keys.group_by(["content_hash", "operation"], use_threads=False).aggregate([("row", "min")])
@@ -84,17 +84,17 @@ def load(path: str | os.PathLike[str]) -> pa.Table:
     """Return results from a Parquet file that ``append`` wrote, or straight from a folder of logs or a log.
 
     Raises:
-        LogFormatError: when there is neither, when the file is another table, or of a newer version.
+        LogFormatError: when neither exists, or the file is another table or of a newer version.
     """
     path = Path(path)
     if path.suffix != ".parquet" or path.is_dir():
         return read_logs(path)
     if not path.exists():
-        raise LogFormatError(f"{path} does not exist; make it with: arrowds aio import LOGS -o {path}")
+        raise LogFormatError(f"{path} does not exist; create it with: arrowds aio import LOGS -o {path}")
     table = read_parquet(LocalStore(path.parent), path.name)
     version = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"").decode() or None
     if version is None:
-        raise LogFormatError(f"{path} is no table of benchmark logs; give a file that 'arrowds aio import' wrote")
+        raise LogFormatError(f"{path} is not a table of benchmark logs; give a file written by 'arrowds aio import'")
     if not version.isdecimal() or int(version) > VERSION:
-        raise LogFormatError(f"{path} is of version {version}, expected at most {VERSION}; a newer arrowds can read it")
+        raise LogFormatError(f"{path} has version {version}, this arrowds reads up to {VERSION}: update arrowds")
     return table.select(STORED_SCHEMA.names).cast(STORED_SCHEMA)

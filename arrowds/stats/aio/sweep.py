@@ -1,4 +1,4 @@
-"""Run DeepSpeed's NVMe tuner over many settings, each as a job of its own, so that a failure costs one result."""
+"""Run DeepSpeed's NVMe tuner over many settings, each as its own job, so that a failure costs one result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from arrowds.stats.aio.results import STOPPED
 
 Scalar = str | int | bool
 
-# The search space that ds_nvme_tune takes when it is given none.
+# The default search space of ds_nvme_tune.
 DEFAULT_SPACE: Mapping[str, Sequence[Scalar]] = {
     "block_size": ("1M", "8M"),
     "queue_depth": (32, 128),
@@ -66,11 +66,11 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """A planned sweep: where, what, and what it will cost.
+    """A planned sweep: the folders, the jobs, and their cost.
 
     Attributes:
         folders: folders on the devices to measure, used at the same time.
-        log_folder: where the logs go; a new folder for each sweep, so that old logs never mix with new ones.
+        log_folder: the folder for the logs; a new one for each sweep, so that old and new logs never mix.
         jobs: what to run, in order.
         io_size: bytes per operation and folder, as the tuner takes them (``400M``).
         loops: timed repetitions of each operation, after one that warms up.
@@ -95,7 +95,7 @@ class Sweep:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that the sweep's files occupy at the most, in each folder: one file per operation."""
+        """The most bytes that the sweep's files occupy in each folder: one file per operation."""
         return self.io_size_bytes * len({job.operation for job in self.jobs})
 
     @property
@@ -107,13 +107,13 @@ class Sweep:
 
     @property
     def longest_s(self) -> float:
-        """Seconds that the sweep takes if every job runs into its limit."""
+        """Seconds that the sweep takes if every job reaches its limit."""
         return self.timeout_s * len(self.jobs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """A job that has ended: where its log is, its status as ``read_logs`` gives it, the reason where it failed."""
+    """A finished job: its log, its status as in ``read_logs``, and the error if it failed."""
 
     job: Job
     log: Path
@@ -162,7 +162,7 @@ def plan_jobs(
 
 def _check_choices(name: str, choices: object) -> None:
     if not isinstance(choices, list | tuple) or not choices:
-        raise ConfigError(f"{name} is {choices!r:.60} in the sweep, expected a list with a value at least")
+        raise ConfigError(f"{name} is {choices!r:.60} in the sweep, expected a list with at least one value")
     for value in choices:
         if name == "block_size":
             valid = _is_size(value)
@@ -171,7 +171,7 @@ def _check_choices(name: str, choices: object) -> None:
         else:
             valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not valid:
-            raise ConfigError(f"{name} has the value {value!r:.60} in the sweep, which it can't have")
+            raise ConfigError(f"{name} has the value {value!r:.60} in the sweep, which is invalid")
 
 
 def _is_size(value: object) -> bool:
@@ -182,26 +182,28 @@ def _is_size(value: object) -> bool:
 
 
 def check_sweep(sweep: Sweep) -> None:
-    """Refuse a sweep that can't run: no job, no such folder, no room, old logs where the new ones go.
+    """Raise if a sweep can't run: no jobs, a missing folder, too little space, a log folder that is not empty.
 
     Raises:
-        ConfigError: naming what is missing.
+        ConfigError: naming the problem and its remedy.
     """
     if not sweep.jobs:
-        raise ConfigError("the sweep has no job; give at least one of read and write")
+        raise ConfigError("the sweep has no jobs; measure at least one of read and write")
     if sweep.loops < 1 or sweep.timeout_s <= 0:
-        raise ConfigError(f"loops is {sweep.loops}, timeout {sweep.timeout_s} s; expected more than 0 of both")
+        raise ConfigError(f"loops is {sweep.loops} and timeout {sweep.timeout_s} s; both must be positive")
     if sweep.io_size_bytes % 1024:
         raise ConfigError(f"the I/O size is {sweep.io_size}, expected a multiple of 1K")
     if sweep.log_folder.exists() and any(sweep.log_folder.iterdir()):
         raise ConfigError(
-            f"{sweep.log_folder} holds older logs, which would mix with the new ones; choose a new folder"
+            f"the log folder {sweep.log_folder} is not empty; choose a new one, so that old and new logs do not mix"
         )
     for folder in sweep.folders:
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is no folder; give a writable folder on the device to measure")
+            raise ConfigError(f"{folder} is not a folder; give a writable folder on the device to measure")
         if any(character in str(folder) for character in ": \t\n'\"\\"):
-            raise ConfigError(f"{folder} has a character that DeepSpeed's tuner splits paths at; choose a plainer path")
+            raise ConfigError(
+                f"{folder} contains a character at which DeepSpeed's tuner splits paths; choose a simpler path"
+            )
         free = shutil.disk_usage(folder).free
         if free < sweep.disk_bytes:
             raise ConfigError(
@@ -211,12 +213,12 @@ def check_sweep(sweep: Sweep) -> None:
 
 
 def run_sweep(sweep: Sweep, *, tuner: Sequence[str] | None = None) -> Iterator[Finished]:
-    """Run the jobs one after another and yield each as it ends, also those that fail.
+    """Run the jobs one after another and yield each as it ends, including those that fail.
 
-    DeepSpeed's operator is built first, which takes minutes the first time and is outside every limit: a build that is
-    stopped half-way leaves a lock behind, for which all later jobs would wait. A job that takes longer than its limit
-    is stopped with all its processes; its log then says so. The files that the benchmark wrote into the folders are
-    removed at the end, and also when the caller stops early.
+    DeepSpeed's operator is built first, which takes minutes the first time and has no limit: an interrupted build
+    leaves a lock behind, for which all later jobs would wait. A job that exceeds its limit is stopped with all its
+    processes, and its log says so. The benchmark's files in the folders are removed at the end, also when the caller
+    stops early.
 
     Args:
         sweep: the plan.
@@ -241,14 +243,14 @@ def run_sweep(sweep: Sweep, *, tuner: Sequence[str] | None = None) -> Iterator[F
 
 def _find_tuner() -> str:
     beside = Path(sys.executable).with_name("ds_nvme_tune")
-    found = str(beside) if beside.exists() else shutil.which("ds_nvme_tune")
-    if found is None:
+    tuner = str(beside) if beside.exists() else shutil.which("ds_nvme_tune")
+    if tuner is None:
         raise MissingExtraError("deepspeed", "deepspeed")
-    return found
+    return tuner
 
 
 def _build_operator(tuner: Path, *, gds: bool) -> None:
-    """Build the operator with the interpreter of the tuner; does next to nothing where it is built already."""
+    """Build the operator with the interpreter of the tuner; quick if it is built already."""
     builder = "GDSBuilder" if gds else "AsyncIOBuilder"
     interpreter = tuner.with_name(Path(sys.executable).name)
     program = f"from deepspeed.ops.op_builder import {builder}; {builder}().load()"
@@ -257,7 +259,7 @@ def _build_operator(tuner: Path, *, gds: bool) -> None:
         command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no error message"]
         raise ConfigError(
             f"DeepSpeed's operator can't be built here: {lines[-1].strip()[:300]}; "
             "it needs a C++ compiler and libaio (apt-get install libaio-dev)"
@@ -302,9 +304,9 @@ def _options(job: Job, sweep: Sweep, space: Path) -> list[str]:
 
 
 def _run_limited(command: Sequence[str], output: Path, timeout_s: float) -> bool:
-    """Run a command in a session of its own and say whether it ended in time; none of its processes outlives the call.
+    """Run a command in its own session and return whether it ended in time; all its processes are stopped by then.
 
-    The exit status says nothing: the tuner's summary fails wherever reads and writes are not both there. The log tells.
+    The exit status is no evidence: the tuner's summary fails unless both reads and writes were measured. The log is.
     """
     with output.open("wb") as file:
         process = subprocess.Popen(

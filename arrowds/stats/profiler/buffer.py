@@ -53,7 +53,7 @@ MAX_NAMES = 2**15 - 1
 
 
 def phase_code(name: str) -> int:
-    """Return the position of an event's phase in ``PHASES``, or -1 for an event that is not DeepSpeed's.
+    """Return the position of an event's phase in ``PHASES``, or -1 for an event that is not one of DeepSpeed's.
 
     >>> [phase_code(name) for name in ("forward_fetch_wait", "backward_all_gather", "my_event")]
     [0, 1, -1]
@@ -62,7 +62,7 @@ def phase_code(name: str) -> int:
 
 
 def meaning_code(name: str) -> int:
-    """Return the position in ``MEANINGS`` of what DeepSpeed counts for an event, or -1 when that is not known.
+    """Return the position in ``MEANINGS`` of what DeepSpeed counts for an event, or -1 if unknown.
 
     Fetches count the elements of the rank's own partition; prefetches and all-gathers count whole parameters.
 
@@ -80,7 +80,7 @@ class EventBuffer:
     Args:
         capacity: how many rows fit.
         rank: written into every row.
-        element_size: bytes of one element, or None when it is not known: ``bytes`` is then null.
+        element_size: bytes of one element; None: unknown, and ``bytes`` is null.
         clock: 0 when durations are measured by the host, 1 when by device events (see ``CLOCKS``).
     """
 
@@ -99,16 +99,18 @@ class EventBuffer:
             self.code_of(name)
 
     def code_of(self, name: str) -> int:
-        """Return the code of an event's name, giving it one when it is new."""
+        """Return the code of an event's name; a new name gets the next code."""
         if name in self.names:
             return self.names.index(name)
         if len(self.names) == MAX_NAMES:
-            raise ProfilerError(f"{MAX_NAMES} different event names are in use and {name!r} is one more: reuse names")
+            raise ProfilerError(
+                f"can't add the event name {name!r}: {MAX_NAMES} names are in use, the maximum; reuse names"
+            )
         self.names.append(name)
         return len(self.names) - 1
 
     def append(self, start: int, duration: int, elements: int, code: int) -> None:
-        """Keep one row of the step that ``step`` and ``micro_step`` say; there must be room. Times in ns."""
+        """Keep one row of ``step`` and ``micro_step``; the buffer must not be full. Times in ns."""
         rows = self.rows
         step, micro_step = self.step, self.micro_step
         _pack_into(self._bytes, rows * _ROW_BYTES, start, duration, elements, step, micro_step, code)
@@ -120,7 +122,7 @@ class EventBuffer:
         Args:
             rows: how many.
             epoch_offset: ns to add to the start times, so that they count from the Unix epoch.
-            durations: int64, ns: what replaces the durations of these rows, where a device measured them.
+            durations: int64, ns: the durations measured by a device, which replace those of the rows.
         """
         taken = self._view[:rows].copy()
         rest = self.rows - rows

@@ -26,7 +26,7 @@ _COLOURS = {
 }
 _OTHER = "#969696"
 _LINES = ("#111111", "#54278f", "#006d2c")
-_NESTED = "_all_gather"  # takes place within the submits, so that stacking it would count the time twice
+_NESTED = "_all_gather"  # happens within the submits, so stacking it would count the time twice
 
 
 def draw_profile(
@@ -36,12 +36,12 @@ def draw_profile(
 
     Args:
         events: the table of ``read_events``.
-        step: the step of the timeline; by default the last one that every rank has events of.
+        step: the step of the timeline; by default the last one with events of every rank.
         last: how many of the last steps get bars.
         difficulties: step and a column per metric (``read_difficulties``), drawn as lines over the bars.
 
     Raises:
-        ConfigError: when there is no event, or none of the step.
+        ConfigError: when there are no events, or none of the step.
         MissingExtraError: when matplotlib is not installed.
     """
     try:
@@ -51,14 +51,12 @@ def draw_profile(
 
     frame = event_frame(events)
     if frame.is_empty():
-        raise ConfigError("there is no event to draw")
+        raise ConfigError("no events to draw")
     ranks = frame["rank"].unique().sort().to_list()
     chosen = _last_common_step(frame) if step is None else step
     in_step = frame.filter(pl.col("step") == chosen)
     if in_step.is_empty():
-        raise ConfigError(
-            f"there is no event of step {chosen}; steps are {frame['step'].min()!r} to {frame['step'].max()!r}"
-        )
+        raise ConfigError(f"no events of step {chosen}; steps are {frame['step'].min()!r} to {frame['step'].max()!r}")
     names = _ordered(in_step["event"].unique().to_list())
     height = 0.22 * len(ranks) * len(names) + 0.6
     figure = Figure(figsize=(11, 3 + height), layout="constrained")
@@ -141,5 +139,5 @@ def _difficulty_lines(axes: Axes, difficulties: pl.DataFrame) -> None:
             "linewidth": 1.2,
         }
         lines.plot(shown["step"].to_numpy(), shown[metric].to_numpy(), label=metric, **style)
-        axes.plot([], [], label=f"difficulty: {metric}", **style)  # puts the line into the legend of the bars
+        axes.plot([], [], label=f"difficulty: {metric}", **style)  # adds the line to the legend of the bars
     lines.set_ylabel("difficulty")

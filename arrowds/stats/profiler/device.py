@@ -16,7 +16,7 @@ class DeviceEvent(Protocol):
         """Put the event on the current stream."""
 
     def query(self) -> bool:
-        """Tell whether the device has passed the event."""
+        """Return whether the device has passed the event."""
 
     def synchronize(self) -> object:
         """Wait until the device has passed the event."""
@@ -26,10 +26,10 @@ class DeviceEvent(Protocol):
 
 
 class DeviceTimings:
-    """Pairs of device events in the order in which they were stopped, and a pool of events to use again.
+    """Pairs of device events, as they were stopped, and a pool of events for reuse.
 
     Args:
-        new_event: makes a device event that keeps time, such as ``lambda: torch.cuda.Event(enable_timing=True)``.
+        new_event: returns a device event that keeps time, such as ``lambda: torch.cuda.Event(enable_timing=True)``.
     """
 
     def __init__(self, new_event: Callable[[], DeviceEvent]) -> None:
@@ -39,7 +39,7 @@ class DeviceTimings:
 
     def mark(self) -> DeviceEvent:
         """Record an event on the current stream and return it."""
-        try:  # asking first whether there is one would be a race between the threads of a backward pass
+        try:  # checking first would be a race between the threads of a backward pass
             event = self._pool.pop()
         except IndexError:
             event = self._new_event()
@@ -54,7 +54,7 @@ class DeviceTimings:
         """Remove the oldest pairs that the device has passed and return their durations, int64 ns.
 
         Args:
-            wait: how many of the oldest pairs to wait for; by default it never waits.
+            wait: how many of the oldest pairs to wait for; by default none.
         """
         done: list[float] = []
         while self._pairs:

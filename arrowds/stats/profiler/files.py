@@ -1,4 +1,4 @@
-"""Event files: an Arrow IPC stream per rank while a run goes on, Parquet partitioned by rank afterwards."""
+"""Event files: an Arrow IPC stream per rank during a run, Parquet partitioned by rank afterwards."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class EventStream:
         self._writer = pa.ipc.new_stream(self._file, EVENT_SCHEMA, options=options)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append a batch and hand it to the operating system: it then survives a kill of this process."""
+        """Append a batch and flush it to the operating system, so that it survives a kill of this process."""
         self._writer.write_batch(batch)
         self._file.flush()
 
@@ -64,7 +64,7 @@ class EventStream:
             self._file.close()
 
     def abandon(self) -> None:
-        """Let go of the file without a mark: a forked child shares it with the process that goes on writing."""
+        """Close the file without an end mark: a forked child shares it with the process that still writes."""
         self._file.close()
 
 
@@ -79,7 +79,7 @@ def stream_batches(path: Path) -> Iterator[pa.RecordBatch]:
         try:
             reader = pa.ipc.open_stream(file)
         except (OSError, pa.ArrowException) as error:
-            logger.warning("%s has no readable event: %s", path, error)
+            logger.warning("%s has no readable events: %s", path, error)
             return
         _check_schema(reader.schema, EVENT_SCHEMA, path)
         while True:
@@ -89,7 +89,7 @@ def stream_batches(path: Path) -> Iterator[pa.RecordBatch]:
             except StopIteration:
                 return
             except (OSError, pa.ArrowException) as error:
-                logger.warning("%s is cut off after %d events; those are read: %s", path, rows, error)
+                logger.warning("%s is truncated; read the first %d events: %s", path, rows, error)
                 return
             rows += batch.num_rows
             yield batch
@@ -146,46 +146,46 @@ def _parquet_table(path: Path) -> pa.Table:
     return table.add_column(0, EVENT_SCHEMA.field(0), column).cast(EVENT_SCHEMA)
 
 
-def _check_schema(found: pa.Schema, expected: pa.Schema, path: Path) -> None:
-    version = (found.metadata or {}).get(VERSION_KEY)
-    if version is None or found.names != expected.names:
-        raise ProfilerError(f"{path} holds no profiler events: its columns are {found.names}, not {expected.names}")
+def _check_schema(schema: pa.Schema, expected: pa.Schema, path: Path) -> None:
+    version = (schema.metadata or {}).get(VERSION_KEY)
+    if version is None or schema.names != expected.names:
+        raise ProfilerError(f"{path} is not a file of profiler events: got {schema.names}, expected {expected.names}")
     if int(version) > EVENTS_VERSION:
         raise ProfilerError(
-            f"{path} has version {int(version)} of the events, this arrowds reads {EVENTS_VERSION}: update it"
+            f"{path} has format version {int(version)}, this arrowds reads up to {EVENTS_VERSION}: update arrowds"
         )
 
 
 def event_files(folder: Path) -> list[Path]:
     """Return the event files below ``folder``, by rank and age; the Parquet file where a stream was compacted."""
-    found: dict[tuple[int, str], Path] = {}
+    files: dict[tuple[int, str], Path] = {}
     for path in sorted(folder.glob("rank=*/events-*")):
         rank = path.parent.name.removeprefix("rank=")
         if rank.isdigit() and path.suffix in (STREAM_SUFFIX, PARQUET_SUFFIX):
             key = (int(rank), path.stem)
-            if key not in found or path.suffix == PARQUET_SUFFIX:
-                found[key] = path
-    return [found[key] for key in sorted(found)]
+            if key not in files or path.suffix == PARQUET_SUFFIX:
+                files[key] = path
+    return [files[key] for key in sorted(files)]
 
 
 def read_events(folder: str | Path) -> pa.Table:
     """Read the events that profilers recorded into ``folder``, of every rank, finished, running or killed.
 
     Args:
-        folder: what was given to ``attach_profiler`` or to ``write``.
+        folder: the folder passed to ``attach_profiler`` or ``write``.
 
     Returns:
         A row per event: rank, step, micro_step, phase, event, start_ns (since the Unix epoch), duration_ns,
-        num_elements, bytes (null when the element size is not known), elements_of (what ``num_elements`` counts:
+        num_elements, bytes (null when the element size is unknown), elements_of (what ``num_elements`` counts:
         ``partition``, ``full`` or null), clock (``host`` or ``device``).
 
     Raises:
-        ProfilerError: when there is no event file, or a file is not of this format.
+        ProfilerError: when there are no event files, or one has another format.
     """
     files = event_files(Path(folder))
     if not files:
         raise ProfilerError(
-            f"{folder} holds no profiler events: expected files rank=N/events-*{STREAM_SUFFIX} or "
+            f"no profiler events in {folder}: expected files rank=N/events-*{STREAM_SUFFIX} or "
             f"rank=N/events-*{PARQUET_SUFFIX}; give the folder that was passed to attach_profiler or write"
         )
     return pa.concat_tables([read_file(path) for path in files]).unify_dictionaries()

@@ -1,4 +1,4 @@
-"""The ZeRO-3 parameter profiler: DeepSpeed's methods, and a row per event besides."""
+"""The ZeRO-3 parameter profiler: DeepSpeed's methods, and a row per event."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Timers(Protocol):
 
 
 class NoTimers:
-    """Timers that do nothing: the profiler then keeps its rows and no timers besides.
+    """Timers that do nothing: the profiler then keeps only its rows.
 
     >>> NoTimers()("forward_all_gather").start()
     """
@@ -64,7 +64,7 @@ class NoTimers:
 
 @dataclass(slots=True)
 class EventCounter:
-    """How often an event took place since the last ``reset_events``, and the elements it counted."""
+    """How often an event occurred since the last ``reset_events``, and the elements it counted."""
 
     name: str
     count: int = 0
@@ -73,7 +73,7 @@ class EventCounter:
     begun: list[Any] = field(default_factory=list, repr=False)  # when it started: host ns, or (host ns, device event)
 
     def reset(self) -> None:
-        """Start to count from zero."""
+        """Set the counts to zero."""
         self.count = 0
         self.num_elem = 0
 
@@ -84,27 +84,27 @@ class EventCounter:
 
 
 class PartitionedParameterProfiler:
-    """Profile ZeRO-3's parameter fetches: in place of DeepSpeed's class of that name, with a table of all events.
+    """A profiler of ZeRO-3's parameter fetches: DeepSpeed's class of that name, plus a table of all events.
 
     Each pair of ``start_event`` and ``stop_event`` becomes a row. Rows are kept in a fixed buffer and flushed in
     batches to an Arrow IPC stream, which stays readable up to the last flush if the process is killed. Durations come
-    from the host's monotonic clock, without the timers' own cost, or from device events where ``device_events`` is
-    given. A file that can't be written never stops the run: ``dropped`` counts the events that were lost.
+    from the host's monotonic clock, without the timers' own cost, or from device events if ``device_events`` is
+    given. A file that can't be written never stops the run: ``dropped`` counts the lost events.
 
     Args:
-        timers: DeepSpeed's timers, ``NoTimers()`` for the rows alone, or None: then every method does nothing.
+        timers: DeepSpeed's timers, ``NoTimers()`` for the rows alone, or None: every method does nothing.
         rank: rank of this process, written into every row.
         path: folder of the run; None keeps the rows in a temporary folder until ``write``.
         element_size: bytes of one element, for ``bytes`` and GB/s; None leaves both null.
-        step_of: returns the number of the step that begins, called by ``reset_events``; by default each call of
-            ``reset_events`` begins one step. Events before the first call belong to the step at construction (or 0).
-        device_events: makes a timing device event, such as ``lambda: torch.cuda.Event(enable_timing=True)``.
+        step_of: returns the number of the step that starts, called by ``reset_events``; by default each call of
+            ``reset_events`` starts one step. Events before the first call belong to the step at construction (or 0).
+        device_events: returns a new timing device event, such as ``lambda: torch.cuda.Event(enable_timing=True)``.
         log: whether ``log_events`` logs anything.
         flush_rows: rows after which a step boundary flushes. The buffer holds four times as many, at 40 bytes each.
-        flush_seconds: seconds after which a step boundary flushes however few rows there are.
+        flush_seconds: seconds after which a step boundary flushes, regardless of the number of rows.
 
     Raises:
-        ConfigError: for a negative rank or the like.
+        ConfigError: for a negative rank or other invalid options.
 
     >>> profiler = PartitionedParameterProfiler(NoTimers(), element_size=2)
     >>> profiler.reset_events()
@@ -149,11 +149,11 @@ class PartitionedParameterProfiler:
         )
         self._device = self._recorder.device
         self._recorder.begin_step(self._step, 0)
-        weakref.finalize(self, self._recorder.finish)  # a run that ends without close() keeps its last rows
+        weakref.finalize(self, self._recorder.finish)  # a run that ends without close() loses no rows
 
     @property
     def dropped(self) -> int:
-        """How many events were lost because their file could not be written."""
+        """How many events were lost because their file can't be written."""
         return self._recorder.dropped
 
     def start_event(self, name: str) -> None:
@@ -174,7 +174,7 @@ class PartitionedParameterProfiler:
         """Stop an event and keep its row.
 
         Args:
-            name: the event; of several that are open under this name, the one started last.
+            name: the event; if several of this name are open, the one started last.
             num_elem: the elements that it fetched or gathered.
 
         Raises:
@@ -188,7 +188,7 @@ class PartitionedParameterProfiler:
         if counter is None or not counter.begun:
             raise ProfilerError(
                 f"stop_event({name!r}) without a start_event of that name; "
-                f"open now: {sorted(c.name for c in self.event_counters.values() if c.begun)}"
+                f"open events: {sorted(c.name for c in self.event_counters.values() if c.begun)}"
             )
         begun = counter.begun.pop()
         counter.count += 1
@@ -203,7 +203,7 @@ class PartitionedParameterProfiler:
             self._recorder.record_on_device(start, pair, num_elem, counter.code)
 
     def reset_events(self) -> None:
-        """Set the counters to zero: a forward pass, and so a step or a micro-step, begins."""
+        """Set the counters to zero: a forward pass, and so a step or a micro-step, starts."""
         for counter in self.event_counters.values():
             counter.reset()
         self._resets += 1
@@ -223,10 +223,10 @@ class PartitionedParameterProfiler:
         self.timers.log(names=list(self.event_counters))
 
     def flush(self) -> None:
-        """Write every row that is still in memory to the stream.
+        """Write the rows in memory to the stream.
 
         Raises:
-            StorageError: when events could not be written, now or before.
+            StorageError: when events were dropped, now or earlier.
         """
         self._recorder.flush()
 
@@ -241,13 +241,13 @@ class PartitionedParameterProfiler:
     def write(self, path: str | Path) -> list[Path]:
         """Write all events as Parquet below ``path``, in the folder ``rank=N``, and return the files.
 
-        In the folder that the profiler records into, the Parquet files replace the streams. Each rank writes its own;
+        In the profiler's own folder the Parquet files replace the streams. Each rank writes its own;
         ``read_events(path)``, Polars and DuckDB (hive partitioning) read them together.
         """
         return self._recorder.write(Path(path))
 
     def close(self) -> None:
-        """Flush what is left and end the stream; later events would start another file."""
+        """Write the remaining rows and end the stream; later events start a new file."""
         self._recorder.close()
 
     def __enter__(self) -> Self:

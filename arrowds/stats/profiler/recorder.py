@@ -1,4 +1,4 @@
-"""From one event to the rank's file: the buffer, the device timings and the stream, and when to flush."""
+"""From events to the rank's file: buffer, device timings, stream, and when to flush."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class RecorderOptions:
     """How a rank's events are kept.
 
     Attributes:
-        rank: the rank that is written into every row.
+        rank: written into every row.
         path: folder of the run; the rank writes below ``rank=N`` in it. None: a temporary folder, removed with the
             recorder.
         element_size: bytes of one element; None leaves ``bytes`` null.
-        device_events: makes a device event that keeps time; None: the host's clock.
+        device_events: returns a new device event that keeps time; None: the host's clock.
         flush_rows: rows after which a step boundary flushes; the buffer holds four times as many.
-        flush_seconds: seconds after which a step boundary flushes however few rows there are.
+        flush_seconds: seconds after which a step boundary flushes, regardless of the number of rows.
     """
 
     rank: int = 0
@@ -50,14 +50,14 @@ class RecorderOptions:
                 f"got {self.rank}, {self.flush_rows} and {self.flush_seconds}"
             )
         if self.element_size is not None and self.element_size < 1:
-            raise ConfigError(f"element_size is the bytes of one element or None, got {self.element_size}")
+            raise ConfigError(f"element_size must be the bytes of one element or None, got {self.element_size}")
 
 
 class EventRecorder:
     """Keeps the events of one rank: in memory up to ``4 * flush_rows``, the rest in files.
 
-    A file that can't be written (a full disk) never stops the run that is being profiled: it is logged once, and
-    ``dropped`` counts the events that were lost.
+    A file that can't be written (a full disk) never stops the profiled run: the error is logged once, and ``dropped``
+    counts the lost events.
     """
 
     def __init__(self, options: RecorderOptions) -> None:
@@ -82,7 +82,7 @@ class EventRecorder:
         self.code_of = self._buffer.code_of
 
     def begin_step(self, step: int, micro_step: int) -> None:
-        """Say which step the events that follow belong to; flush when enough rows or seconds have passed."""
+        """Set the step of the events that follow; flush if enough rows or seconds have accumulated."""
         self._buffer.step = step
         self._buffer.micro_step = micro_step
         options = self._options
@@ -92,16 +92,16 @@ class EventRecorder:
                 self._flush_safely(wait=0)
 
     def record(self, start: int, duration: int, elements: int, code: int) -> None:
-        """Keep an event that the host timed, in ns of the monotonic clock."""
+        """Keep an event timed by the host, in ns of the monotonic clock."""
         with self._lock:
             self._buffer.append(start, duration, elements, code)
             if self._buffer.rows == self._buffer.capacity:
                 self._flush_safely(wait=0)
 
     def record_on_device(self, start: int, pair: tuple[DeviceEvent, DeviceEvent], elements: int, code: int) -> None:
-        """Keep an event that the host saw start at ``start`` and whose duration its pair of device events will tell."""
+        """Keep an event that started at ``start`` by the host's clock and is timed by a pair of device events."""
         if self.device is None:
-            raise ProfilerError("this recorder was made without device_events")
+            raise ProfilerError("this recorder has no device_events")
         with self._lock:
             self.device.add(*pair)
             self._buffer.append(start, -1, elements, code)
@@ -113,13 +113,13 @@ class EventRecorder:
             self._flush(wait=wait)
         except OSError as error:
             if self._failure is None:
-                logger.error("profiler events are lost from here on, but the run goes on: %s", error)
+                logger.error("can't write profiler events, they are dropped from now on; the run continues: %s", error)
             self._failure = error
 
     def _flush(self, *, wait: int) -> None:
         """Write the rows whose durations are known; the caller holds the lock."""
         self._flushed_at = time.perf_counter_ns()
-        if os.getpid() != self._pid:  # a forked child, such as a loader's worker: the parent writes these rows
+        if os.getpid() != self._pid:  # a forked child, such as a loader worker: the parent writes these rows
             self._buffer.rows = 0
             return
         durations = None if self.device is None else self.device.durations(wait=wait)
@@ -146,26 +146,26 @@ class EventRecorder:
         return self._stream
 
     def flush(self) -> None:
-        """Write all rows, waiting for those that the device has not passed yet.
+        """Write all rows; wait for those that the device has not finished.
 
         Raises:
-            StorageError: when events could not be written, now or before.
+            StorageError: when events were dropped, now or earlier.
         """
         with self._lock:
             self._flush_safely(wait=self._buffer.rows)
         if self._failure is not None:
             raise StorageError(
-                f"{self.dropped} profiler events are lost, the file could not be written: {self._failure}"
+                f"{self.dropped} profiler events were dropped, because the file can't be written: {self._failure}"
             ) from self._failure
 
     def close(self) -> None:
-        """Write all rows and end the stream; an event recorded later starts a new file."""
+        """Write all rows and end the stream; later events start a new file."""
         with self._lock:
             self._flush_safely(wait=self._buffer.rows)
             self._end_stream()
 
     def finish(self) -> None:
-        """Close, and remove the temporary folder if that is where the events are."""
+        """Close, and remove the temporary folder, if there is one."""
         if self._options.path is not None:
             self.close()
             return
@@ -183,7 +183,7 @@ class EventRecorder:
         try:
             stream.close()
         except OSError as error:
-            logger.error("%s has no end mark, it stays readable up to the last flush: %s", stream.path, error)
+            logger.error("can't finish %s, which stays readable up to the last flush: %s", stream.path, error)
 
     def read(self) -> pa.Table:
         """Return all events recorded so far."""

@@ -1,4 +1,4 @@
-"""What the events say: times per step and event, stragglers among ranks, the join with a curriculum's difficulties."""
+"""Summaries of events: times per step and event, stragglers, and a curriculum's difficulties joined by step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def event_frame(events: pa.Table) -> pl.DataFrame:
     """Return the events as a Polars frame with plain strings."""
     frame = pl.from_arrow(events)
     if not isinstance(frame, pl.DataFrame):
-        raise ConfigError(f"events are a pyarrow.Table, got {type(events).__name__}")
+        raise ConfigError(f"expected events as a pyarrow.Table, got {type(events).__name__}")
     return frame.with_columns(pl.col("phase", "event", "elements_of", "clock").cast(pl.String))
 
 
@@ -28,12 +28,12 @@ def summarize(events: pa.Table, *, by_rank: bool = False) -> pl.DataFrame:
 
     Args:
         events: the table of ``to_arrow`` or ``read_events``.
-        by_rank: one group per rank too, instead of all ranks together.
+        by_rank: group by rank as well, instead of all ranks together.
 
     Returns:
         step, (rank,) phase, event, count, elements, total_ns, mean_ns, p50_ns, p99_ns and gb_per_s: the bytes of the
-        group over its total time, in 10^9 bytes per second, null where the bytes are not known. Sorted by its keys, the
-        events in the order in which they first took place. Percentiles interpolate linearly.
+        group over its total time, in 10^9 bytes per second, null where the bytes are unknown. Sorted by its keys, the
+        events as they first occurred. Percentiles interpolate linearly.
     """
     keys = ["step", "rank", "phase", "event"] if by_rank else ["step", "phase", "event"]
     total = pl.col("duration_ns").sum()
@@ -55,7 +55,7 @@ def summarize(events: pa.Table, *, by_rank: bool = False) -> pl.DataFrame:
 
 
 def stragglers(events: pa.Table, *, tolerance: float = 0.1) -> pl.DataFrame:
-    """Name the ranks that hold the others up.
+    """Return which ranks are stragglers.
 
     Ranks wait for each other in a fetch: the one that arrives last waits least. A rank is *late* in a step when the
     median rank waited longer than it did (events ``*_fetch_wait``) by more than ``tolerance`` of the step's length,
@@ -101,23 +101,24 @@ def read_difficulties(path: str | Path) -> pl.DataFrame:
     """Read a run's difficulties: a row per step, a column per metric.
 
     Args:
-        path: a Parquet or Arrow file with the columns step, metric and difficulty, or a folder of such files. Where a
+        path: a Parquet or Arrow file with the columns step, metric and difficulty, or a folder of such files. If a
             step of a metric occurs twice, the later row counts.
 
     Raises:
-        ConfigError: when there is no such file.
+        ConfigError: when no such file exists.
     """
     path = Path(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    tables = [_difficulties(file) for file in files if file.suffix in _SUFFIXES]
-    found = [table for table in tables if table is not None]
-    if not found:
+    frames = [
+        frame for frame in (_difficulties(file) for file in files if file.suffix in _SUFFIXES) if frame is not None
+    ]
+    if not frames:
         raise ConfigError(
-            f"no difficulties under {path}: expected a file ending in one of {', '.join(_SUFFIXES)} "
+            f"no difficulties in {path}: expected a file ending in one of {', '.join(_SUFFIXES)} "
             f"with the columns {', '.join(DIFFICULTY_COLUMNS)}"
         )
     return (
-        pl.concat(found)
+        pl.concat(frames)
         .unique(["step", "metric"], keep="last", maintain_order=True)
         .pivot("metric", index="step", values="difficulty")
         .sort("step")

@@ -163,7 +163,7 @@ def test_deepspeeds_own_configuration_reads_the_block_as_it_is_meant() -> None:
 def test_a_block_that_deepspeed_misreads_is_refused() -> None:
     block = deepspeed_config(logs(("read", 4, 1.0)), by="read_speed")
     block["aio"]["num_threads"] = 8  # type: ignore[typeddict-unknown-key]  # the key that DeepSpeed's own tuner prints
-    with pytest.raises(ConfigError, match="DeepSpeed reads num_threads as None where 8 is written"):
+    with pytest.raises(ConfigError, match="DeepSpeed reads num_threads as None, expected 8"):
         check_config(block)
 
 
