@@ -71,9 +71,8 @@ def _as_array(metric: Metric, result: Any) -> pa.Array:
 
 def _cast(metric: Metric, values: pa.Array, *, start: int, stop: int) -> pa.Array:
     """Cast to the declared type; a cast that would change a value is an error."""
-    if pa.types.is_decimal(values.type):
-        values = values.cast(pa.float64())  # what SQL makes of a literal such as 2.0
-    wanted = metric.dtype or values.type
+    # What SQL makes of a literal such as 2.0 is a decimal.
+    wanted = metric.dtype or (pa.float64() if pa.types.is_decimal(values.type) else values.type)
     if wanted not in VALUE_TYPES:
         raise MetricValueError(
             f"metric {metric.name!r} returned {wanted}; declare a dtype that an index can hold: "
@@ -82,7 +81,11 @@ def _cast(metric: Metric, values: pa.Array, *, start: int, stop: int) -> pa.Arra
     if values.type == wanted:
         return values
     try:
+        if pa.types.is_decimal(values.type) and pa.types.is_boolean(wanted):
+            values = values.cast(pa.int64())
         cast = values.cast(wanted)  # a float that is rounded to float32 is what was asked for
+        if pa.types.is_decimal(values.type) and metric.dtype is None and not cast.cast(values.type).equals(values):
+            raise pa.ArrowInvalid("some digits would be lost; declare the dtype that the metric is to have")
         if pa.types.is_boolean(wanted) and not cast.cast(values.type).equals(values):
             raise pa.ArrowInvalid("some are neither 0 nor 1")
         if pa.types.is_float32(wanted) and pc.sum(pc.is_inf(cast)) != pc.sum(pc.is_inf(values)):

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from arrowds.errors import UnreadableFileError
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
-from arrowds.sources.files import DataFile, slice_rows
+from arrowds.sources.files import DataFile, ReadOptions, slice_rows
 from arrowds.sources.records import FileStamp
 
 _FILE_MAGIC = b"ARROW1"
@@ -29,7 +29,7 @@ class IpcFile(DataFile):
     stream: bool
 
     @classmethod
-    def _open(cls, stamp: FileStamp) -> IpcFile:
+    def _open(cls, stamp: FileStamp, options: ReadOptions) -> IpcFile:
         """Read the lengths of all record batches."""
         stream = _is_stream(stamp.path)
         with pa.memory_map(str(stamp.path)) as source:
@@ -51,7 +51,7 @@ class IpcFile(DataFile):
             names = _reader(source, self.stream, []).schema.names
             # Selecting fields makes pyarrow copy what it could map, so it is for compressed files alone.
             fields = [] if self.splittable else [names.index(name) for name in columns]
-            decoded = _record_batches(_reader(source, self.stream, fields), first)
+            decoded = map(_consistent, _record_batches(_reader(source, self.stream, fields), first))
             yield from slice_rows(decoded, int(self.cuts[first]), start, stop, MAX_BATCH_ROWS)
 
 
@@ -87,6 +87,12 @@ def _record_batches(reader: Any, first: int) -> Iterator[pa.RecordBatch]:
     if isinstance(reader, pa.ipc.RecordBatchFileReader):
         return (reader.get_batch(i) for i in range(first, reader.num_record_batches))
     return iter(reader)
+
+
+def _consistent(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, whose columns are as long as it says; what they hold is checked where it is sliced."""
+    batch.validate()
+    return batch
 
 
 def _is_uncompressed(source: pa.MemoryMappedFile, stream: bool) -> bool:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arrowds.errors import SourceError, UnreadableFileError
+from arrowds.errors import ArrowdsError, MissingColumnError, SourceError, UnreadableFileError
 from arrowds.sources import fingerprint
 from arrowds.sources.base import Source, describe_columns, schema_from_text, schema_to_text
 from arrowds.sources.boundaries import merge_cuts
 from arrowds.sources.records import FileStamp, SourceFile, digests, new_files, recorded_stamp
+from arrowds.sources.schemas import common_type
+from arrowds.sources.validation import check_array
+
+logger = logging.getLogger(__name__)
+
+Quoting = Literal["standard", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How files are to be read, where their format leaves it open.
+
+    Attributes:
+        schema: the types of some columns, which every file must have.
+        quoting: "none" if double quotes in CSV are characters like any other.
+    """
+
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    quoting: Quoting = "standard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +58,19 @@ class DataFile(ABC):
     """The digest of its bytes where opening the file had to read all of them."""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, options: ReadOptions | None = None) -> Self:
         """Find out what reading needs to know; raises UnreadableFileError that names the file."""
         stamp = FileStamp.of(path)
         with naming_the_file(path):
-            file = cls._open(stamp)
+            file = cls._open(stamp, options or ReadOptions())
+        if np.any(np.diff(file.cuts) < 0):
+            raise UnreadableFileError(f"{path} is damaged: it says that it has a negative number of rows")
         stamp.check()
         return file
 
     @classmethod
     @abstractmethod
-    def _open(cls, stamp: FileStamp) -> Self:
+    def _open(cls, stamp: FileStamp, options: ReadOptions) -> Self:
         """Open the file, which may raise what pyarrow and the system raise."""
 
     @property
@@ -66,23 +88,38 @@ class DataFile(ABC):
         """Batches of bounded size that together are rows [start, stop), with these columns in any order."""
 
     @classmethod
-    def unify(cls, files: Sequence[DataFile], given: pa.Schema) -> pa.Schema:
-        """The one schema under which all files are read; raises SourceError, naming the file, where there is none.
+    def unify(cls, files: Sequence[DataFile], given: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:
+        """The one schema under which all files are read, and for each column that it leaves out the reason.
 
-        `given` has the types that are settled already; every file must have its columns.
+        `given` has the types that are settled already. Raises SourceError, naming the file, where a file doesn't fit
+        `given`, or where nothing is left.
         """
         first = files[0]
+        types = {column.name: column.type for column in first.schema}
+        left_out: dict[str, str] = {}
         for file in files:
-            settled = pa.schema([field for field in file.schema if field.name in given.names])
-            if difference := schema_difference(given, settled):
-                raise SourceError(f"{file.path} does not fit the expected columns: {difference}")
-            if difference := schema_difference(first.schema, file.schema):
-                raise SourceError(f"{file.path} does not fit {first.path}: {difference}")
-        return first.schema
+            present = {column.name: column.type for column in file.schema}
+            for column in given:
+                if problem := _misfit(column.name, column.type, present):
+                    raise SourceError(f"{file.path} does not fit the expected columns: {problem}")
+            if file.schema.equals(first.schema):
+                continue
+            problems = {name: _misfit(name, kind, present) for name, kind in types.items()}
+            problems |= {name: f"column {name!r} is additional" for name in present if name not in first.schema.names}
+            left_out |= {
+                name: f"{file.path} does not fit {first.path}: {problem}"
+                for name, problem in problems.items()
+                if problem and name not in (*given.names, *left_out)
+            }
+            types = {name: common_type(kind, present[name]) for name, kind in types.items() if name not in left_out}
+        if left_out and not types:
+            raise SourceError("; ".join(left_out.values()))
+        types |= {column.name: column.type for column in given}
+        return pa.schema(types), left_out
 
     def to_spec(self) -> dict[str, Any]:
         """What was found out, but for the stamp and the schema, as plain JSON values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {found.name: getattr(self, found.name) for found in fields(self)}
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in values.items()
@@ -94,6 +131,14 @@ class DataFile(ABC):
         """The file of a description by `to_spec`."""
         values = {name: _from_json(value) for name, value in spec.items()}
         return cls(stamp=stamp, schema=schema, **values)
+
+
+def _misfit(name: str, kind: pa.DataType, present: Mapping[str, pa.DataType]) -> str:
+    """Why a column can't be read as `kind`, in words; empty where it can. Pure."""
+    if name not in present:
+        return f"column {name!r} is missing"
+    fits = common_type(kind, present[name]) is not None
+    return "" if fits else f"column {name!r} is {present[name]} instead of {kind}"
 
 
 def _from_json(value: Any) -> Any:
@@ -113,7 +158,9 @@ class FileSource(Source):
 
     def __init__(self, files: Sequence[DataFile], schema: pa.Schema | None = None) -> None:
         """`files` must not be empty; raises SourceError where their schemas don't fit each other or `schema`."""
-        self._schema = type(files[0]).unify(files, pa.schema([]) if schema is None else schema)
+        self._schema, self._left_out = type(files[0]).unify(files, pa.schema([]) if schema is None else schema)
+        for reason in self._left_out.values():
+            logger.warning("a column is left out: %s", reason)
         # One schema object for all, so that a pickle holds it once.
         self._files = [replace(file, schema=self._schema) for file in files]
         self._starts = np.concatenate([[0], np.cumsum([file.num_rows for file in files], dtype=np.int64)])
@@ -126,6 +173,12 @@ class FileSource(Source):
     def schema(self) -> pa.Schema:
         """The columns and their types."""
         return self._schema
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise MissingColumnError for a column that is missing or left out, with the file that it doesn't fit."""
+        for reason in [self._left_out[name] for name in columns if name in self._left_out]:
+            raise MissingColumnError(reason)
+        super().check_columns(columns)
 
     def part_boundaries(self, target_rows: int) -> Sequence[int]:
         """Multiples of `target_rows`, or row groups where only those are cheap to start from, small ones merged."""
@@ -148,7 +201,9 @@ class FileSource(Source):
             with naming_the_file(file.path):
                 self._check_unchanged(number)
                 if low < high:
-                    yield from (conform(batch, schema) for batch in file.batches(low, high, columns))
+                    yield from counted(
+                        (conform(batch, schema) for batch in file.batches(low, high, columns)), high - low
+                    )
                     self._check_unchanged(number)
 
     def _check_unchanged(self, number: int) -> None:
@@ -177,7 +232,7 @@ class FileSource(Source):
         left = [file for file in self._files if file.path in new]
         if len(left) == len(self._files):
             return self
-        return FileSource(left) if left else None
+        return FileSource(left, self._schema) if left else None
 
     def to_spec(self) -> dict[str, Any]:
         """The files with what was found out about each, and the schema."""
@@ -198,7 +253,7 @@ class FileSource(Source):
         records = [SourceFile(**file["record"]) for file in spec["files"]]
         stamps = map(recorded_stamp, records)
         both = zip(spec["files"], stamps, strict=True)
-        self = cls([file_class.from_spec(file["layout"], stamp, schema) for file, stamp in both])
+        self = cls([file_class.from_spec(file["layout"], stamp, schema) for file, stamp in both], schema)
         self._digests = [record.digest for record in records]
         return self
 
@@ -210,45 +265,49 @@ class FileSource(Source):
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The columns of `schema` in its order, without the file's own metadata; without columns, the length stays.
+    """The columns of `schema` in its order and types, checked, without the file's own metadata.
 
-    >>> conform(pa.record_batch({"a": [1], "b": [2]}), pa.schema({"b": pa.int64()})).to_pydict()
+    Without columns, the length stays. Raises ArrowInvalid for damaged data and for a value that the type can't hold.
+
+    >>> conform(pa.record_batch({"a": [1], "b": [2]}), pa.schema({"b": pa.int32()})).to_pydict()
     {'b': [2]}
     """
     if not schema.names:
         return batch.select([])
-    return pa.RecordBatch.from_arrays([batch.column(name) for name in schema.names], schema=schema)
+    columns = [batch.column(name) for name in schema.names]
+    for column in columns:
+        check_array(column)
+    pairs = zip(columns, schema.types, strict=True)
+    columns = [column if column.type == kind else column.cast(kind) for column, kind in pairs]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def counted(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches; raises ArrowInvalid behind the last one unless they have this many rows."""
+    left = rows
+    for batch in batches:
+        left -= batch.num_rows
+        yield batch
+    if left:
+        raise pa.ArrowInvalid(f"it has {rows - left} rows where it says that there are {rows}: it is damaged")
 
 
 @contextmanager
-def naming_the_file(path: Path) -> Iterator[None]:
+def naming_the_file(path: Path | str) -> Iterator[None]:
     """Turn what pyarrow or the system raises about a file into an UnreadableFileError that names it."""
     try:
         yield
-    except MemoryError:
+    except ArrowdsError:
         raise
+    except pa.ArrowMemoryError as error:
+        # A damaged file may say that it needs more than any machine has.
+        raise UnreadableFileError(f"can't read {path}: {error}; is it damaged?") from error
     except OSError as error:
         # pyarrow's errors have a number, but their strerror is a long text that repeats the path.
         words = os.strerror(error.errno) if error.errno else str(error)
         raise UnreadableFileError(f"can't read {path}: {words}") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, OverflowError, KeyError, IndexError) as error:
         raise UnreadableFileError(f"can't read {path}: {error}") from error
-
-
-def schema_difference(expected: pa.Schema, found: pa.Schema) -> str:
-    """What `found` lacks, has too much or types otherwise than `expected`, in words; empty where nothing. Pure.
-
-    >>> schema_difference(pa.schema({"a": pa.int8(), "b": pa.int8()}), pa.schema({"a": pa.string()}))
-    "column 'b' is missing; column 'a' is string instead of int8"
-    """
-    missing = [f"column {name!r} is missing" for name in expected.names if name not in found.names]
-    extra = [f"column {name!r} is additional" for name in found.names if name not in expected.names]
-    other = [
-        f"column {field.name!r} is {found.field(field.name).type} instead of {field.type}"
-        for field in expected
-        if field.name in found.names and found.field(field.name).type != field.type
-    ]
-    return "; ".join([*missing, *extra, *other])
 
 
 def slice_rows(batches: Iterator[Any], offset: int, start: int, stop: int, max_rows: int) -> Iterator[pa.RecordBatch]:

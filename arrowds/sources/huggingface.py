@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from arrowds.sources.base import describe_columns, plain_schema
 from arrowds.sources.columnar import ColumnarSource
+from arrowds.sources.files import conform, naming_the_file
 
 # A dataset with an indices mapping (after shuffle, select, filter) copies every batch, so batches are smaller here.
 _BATCH_ROWS = 16_384
@@ -51,9 +52,9 @@ class HuggingFaceSource(ColumnarSource):
         # Of no columns, datasets would return no rows.
         dataset = self._dataset.select_columns(names) if names else self._dataset
         for low in range(start, stop, _BATCH_ROWS):
-            table = dataset[low : min(low + _BATCH_ROWS, stop)].select(names)
-            for batch in table.combine_chunks().to_batches():
-                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema) if names else batch
+            with naming_the_file(self.description):
+                table = dataset[low : min(low + _BATCH_ROWS, stop)].select(names)
+                yield from (conform(batch, schema) for batch in table.to_batches())
 
     @property
     def description(self) -> str:

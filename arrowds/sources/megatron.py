@@ -89,32 +89,30 @@ class MegatronSource(Source):
     def _lists(self, low: int, high: int) -> pa.LargeListArray:
         """The rows [low, high) as lists over the mapped file, or over a copy where the rows don't lie back to back."""
         sizes = self._rows.sizes[low:high].astype(np.int64)
-        pointers = self._rows.pointers[low:high]
-        itemsize = self._rows.dtype.itemsize
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        if np.array_equal(pointers, pointers[0] + offsets[:-1] * itemsize) and pointers[0] % itemsize == 0:
-            first = int(pointers[0]) // itemsize
-            self._check_range(first, first + int(offsets[-1]))
-            tokens = self._rows.tokens[first : first + int(offsets[-1])]
-        else:
-            tokens = self._gather(pointers // itemsize, sizes, offsets)
+        filled = sizes > 0
+        tokens = self._tokens(self._rows.pointers[low:high][filled], sizes[filled], offsets[:-1][filled])
         values = pa.Array.from_buffers(self._schema.field(0).type.value_type, len(tokens), [None, pa.py_buffer(tokens)])
         return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
-    def _gather(
-        self, firsts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+    def _tokens(
+        self, pointers: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
     ) -> npt.NDArray[Any]:
-        """The rows that begin at items `firsts`, copied back to back."""
-        filled = sizes > 0
-        if filled.any():
-            self._check_range(int(firsts[filled].min()), int((firsts + sizes)[filled].max()))
-        positions = np.arange(offsets[-1]) + np.repeat(firsts - offsets[:-1], sizes)
-        gathered: npt.NDArray[Any] = self._rows.tokens[positions]
-        return gathered
-
-    def _check_range(self, first: int, end: int) -> None:
-        if not 0 <= first <= end <= len(self._rows.tokens):
+        """The tokens of rows that aren't empty, back to back; row i lies at byte `pointers[i]`, token `offsets[i]`."""
+        tokens, itemsize = self._rows.tokens, self._rows.dtype.itemsize
+        if not len(sizes):
+            return tokens[:0]
+        if pointers.min() < 0 or np.any(pointers > tokens.nbytes - sizes * itemsize):
             raise UnreadableFileError(f"{self._rows.prefix}.idx points outside {self._rows.prefix}.bin: it is damaged")
+        first, count = int(pointers[0]), int(sizes.sum())
+        aligned = not np.any(pointers % itemsize)
+        if aligned and np.array_equal(pointers, first + offsets * itemsize):
+            return tokens[first // itemsize : first // itemsize + count]
+        # Rows may begin within an item of the file: then their bytes are gathered.
+        items, per_token = (tokens, 1) if aligned else (tokens.view(np.uint8), itemsize)
+        shifts = pointers * per_token // itemsize - offsets * per_token
+        gathered: npt.NDArray[Any] = items[np.arange(count * per_token) + np.repeat(shifts, sizes * per_token)]
+        return gathered.view(self._rows.dtype)
 
     def fingerprint(self) -> str:
         """The digest of both files' bytes and of the dtype under which they are read."""

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
-from arrowds.errors import SourceError, UnreadableFileError, UnsupportedError
-from arrowds.indexed_dataset import is_indexed_dataset, strip_suffix
-from arrowds.sources.arrow_ipc import IpcFile
+from arrowds.errors import ConfigError, SourceError
+from arrowds.indexed_dataset import strip_suffix
 from arrowds.sources.base import Source
-from arrowds.sources.files import DataFile, FileSource, schema_difference
+from arrowds.sources.files import FileSource, Quoting, ReadOptions
 from arrowds.sources.huggingface import HuggingFaceSource
+from arrowds.sources.listing import FORMATS, format_of, is_pair, known_format, listed
 from arrowds.sources.megatron import MegatronSource, pair_of
-from arrowds.sources.parquet import ParquetFile
 from arrowds.sources.records import SourceFile, new_files
+from arrowds.sources.schemas import SchemaLike, schema_difference, schema_of
 from arrowds.sources.tables import TableSource, open_dataset, open_polars
-from arrowds.sources.text import CsvFile, JsonLinesFile
+from arrowds.sources.text import CsvFile
 from arrowds.sources.tokenized import TokenizedSource
 from arrowds.sources.torch import TorchSource
 
-_FORMATS: dict[str, type[DataFile]] = {
-    **dict.fromkeys((".parquet", ".pq"), ParquetFile),
-    **dict.fromkeys((".arrow", ".feather", ".ipc"), IpcFile),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), JsonLinesFile),
-    **dict.fromkeys((".csv", ".tsv"), CsvFile),
-}
-_PAIR = (".bin", ".idx")
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip")
-# What `datasets.Dataset.save_to_disk` writes beside the data.
-_NOT_DATA = {"state.json", "dataset_info.json"}
-# How a manifest starts, whatever its version.
-_MANIFEST_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"arrowds-index"')
-
+# Said of generators, streams and torch's IterableDataset.
+_HOW_TO_STORE = (
+    ". What only yields one sample after the other can't be indexed, since training asks for samples by their number. "
+    "Pass list(data) where it fits in memory; else store it once, as in datasets.Dataset.from_generator(lambda: (yield "
+    "from data)), and pass that; load a Hugging Face dataset without streaming=True"
+)
 _ACCEPTED = (
     "accepted are: a path, glob pattern, folder or list of Parquet, Arrow IPC, JSON Lines or CSV files; the prefix of "
     "a .bin/.idx pair; a pyarrow Table or Dataset; a Polars DataFrame or LazyFrame; a Hugging Face Dataset; any object "
@@ -47,26 +37,43 @@ _ACCEPTED = (
 )
 
 
-def open_source(data: Any) -> Source:
+def open_source(data: Any, *, schema: SchemaLike | None = None, quoting: Quoting = "standard") -> Source:
     """The source for whatever holds the data.
 
     Accepts a Source (returned as it is); a path, a glob pattern, a folder or a list of these, of files of one format
-    (Parquet, Arrow IPC, JSON Lines, CSV; those of a pattern and a folder sorted by name,
-    without those of an index that lies there); the prefix of a `.bin`/`.idx`
-    pair; a `pyarrow.Table`, `RecordBatch` or `Dataset`; a Polars `DataFrame` or `LazyFrame` (collected at once); a
-    `datasets.Dataset`; and any object with `__len__` and `__getitem__`, read as a torch map-style dataset.
+    (Parquet, Arrow IPC, JSON Lines, CSV; those of a pattern and a folder sorted by name, without those of an index
+    that lies there); the prefix of a `.bin`/`.idx` pair; a `pyarrow.Table`, `RecordBatch` or `Dataset`; a Polars
+    `DataFrame` or `LazyFrame` (collected at once); a `datasets.Dataset`; and any object with `__len__` and
+    `__getitem__`, read as a torch map-style dataset.
+
+    Args:
+        data: What holds the data.
+        schema: The types of some columns: a `pyarrow.Schema`, or a mapping of names to types or their names, such as
+            `{"id": "uint64", "tokens": "list<int32>"}`. Text files are read with them instead of inferred types,
+            Parquet and Arrow files where nothing is lost; other data must have them.
+        quoting: "none" reads double quotes in CSV files as characters like any other.
 
     Raises SourceError for anything else and for files that don't fit together, UnreadableFileError for a file that is
-    missing or damaged, UnsupportedError for a URL. Data without rows gives a source of length 0.
+    missing or damaged, UnsupportedError for a URL, ConfigError for an unknown type or quoting. Data without rows gives
+    a source of length 0.
 
     Example:
         >>> open_source([1, 2, 3]).description
         'torch dataset list, batches of 1024'
     """
+    if quoting not in get_args(Quoting):
+        raise ConfigError(f"unknown quoting {quoting!r}; expected one of {', '.join(get_args(Quoting))}")
+    types = schema_of(schema)
+    if (patterns := _patterns(data)) is not None:
+        return _open_files(listed(patterns), ReadOptions(schema=types, quoting=quoting))
+    if quoting != "standard":
+        raise ConfigError(f"quoting is an option of CSV files, not of a {type(data).__name__}")
+    return _checked(_open_object(data), types)
+
+
+def _open_object(data: Any) -> Source:
     if isinstance(data, Source):
         return data
-    if (patterns := _patterns(data)) is not None:
-        return _open_files(_listed(patterns))
     if isinstance(data, pa.Table):
         return TableSource(data)
     if isinstance(data, pa.RecordBatch):
@@ -83,7 +90,12 @@ def open_source(data: Any) -> Source:
 
 
 def open_new_files(
-    data: Any, known: Sequence[SourceFile], *, compare_content: bool = False, schema: pa.Schema | None = None
+    data: Any,
+    known: Sequence[SourceFile],
+    *,
+    compare_content: bool = False,
+    schema: SchemaLike | None = None,
+    quoting: Quoting = "standard",
 ) -> Source | None:
     """The source of what is new in `data`; None where nothing is.
 
@@ -95,7 +107,8 @@ def open_new_files(
         data: Whatever `open_source` takes.
         known: The files that are indexed already.
         compare_content: Whether to compare the content of files that seem unchanged, and of files at other paths.
-        schema: The columns that the new files must have, of these types.
+        schema: Columns that the new files must have, of these types, as for `open_source`.
+        quoting: As for `open_source`.
 
     Raises SourceError where a known file has other content now; where a known file is missing, if any of the known
     ones is among `data`; and where a new file is of another format, or doesn't fit `schema`. Raises as `open_source`.
@@ -111,14 +124,13 @@ def open_new_files(
         [{'x': [2]}]
     """
     if (patterns := _patterns(data)) is None:
-        source = open_source(data).without(known, compare_content=compare_content)
-        return source if source is None or schema is None else _checked(source, schema)
+        return open_source(data, schema=schema, quoting=quoting).without(known, compare_content=compare_content)
     # A pair is known or new by both of its files.
-    listed = [file for path in _listed(patterns) for file in (pair_of(path) if _is_pair(path) else [path])]
-    new = new_files(list(dict.fromkeys(listed)), known, compare_content=compare_content)
+    paths = [file for path in listed(patterns) for file in (pair_of(path) if is_pair(path) else [path])]
+    new = new_files(list(dict.fromkeys(paths)), known, compare_content=compare_content)
     if not new:
         return None
-    return _open_files(new, schema, known)
+    return _open_files(new, ReadOptions(schema=schema_of(schema), quoting=quoting), known)
 
 
 def _checked(source: Source, schema: pa.Schema) -> Source:
@@ -146,7 +158,7 @@ def source_from_spec(spec: Mapping[str, Any]) -> Source:
     try:
         match spec["kind"]:
             case "files":
-                return FileSource.from_spec(spec, {file.format: file for file in _FORMATS.values()}[spec["format"]])
+                return FileSource.from_spec(spec, {file.format: file for file in FORMATS.values()}[spec["format"]])
             case "indexed dataset":
                 return MegatronSource.from_spec(spec)
             case "tokenized":
@@ -175,10 +187,12 @@ def _open_map_style(data: Any) -> TorchSource:
             "choose one split" if _is_a(data, "datasets", "DatasetDict") else "make columns a table with pyarrow.table"
         )
         raise SourceError(f"a {type(data).__name__} with the keys {splits} is not a dataset; {hint}")
-    if isinstance(data, str | bytes | pa.Array | pa.ChunkedArray) or not (
-        hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    ):
-        raise SourceError(f"can't read a {type(data).__module__}.{type(data).__qualname__} as a dataset; {_ACCEPTED}")
+    # torch gives an IterableDataset a __getitem__ that raises.
+    iterable = _is_a(data, "torch.utils.data", "IterableDataset") or not hasattr(data, "__getitem__")
+    if isinstance(data, str | bytes | pa.Array | pa.ChunkedArray) or iterable or not hasattr(data, "__len__"):
+        name = f"{type(data).__module__}.{type(data).__qualname__}"
+        hint = _HOW_TO_STORE if iterable and hasattr(data, "__iter__") else ""
+        raise SourceError(f"can't read a {name} as a dataset; {_ACCEPTED}{hint}")
     return TorchSource(data)
 
 
@@ -191,102 +205,26 @@ def _patterns(data: Any) -> list[str | os.PathLike[str]] | None:
     return None
 
 
-def _listed(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    return [path for pattern in patterns for path in _expand(os.fspath(pattern))]
-
-
-def _open_files(paths: list[Path], schema: pa.Schema | None = None, known: Sequence[SourceFile] = ()) -> Source:
-    """Files of one format, that of `known`, or one `.bin`/`.idx` pair; `schema` has types that are settled."""
-    pairs = sorted({strip_suffix(path) for path in paths if _is_pair(path)})
-    if pairs and (len(pairs) > 1 or not all(map(_is_pair, paths))):
+def _open_files(paths: list[Path], options: ReadOptions, known: Sequence[SourceFile] = ()) -> Source:
+    """Files of one format, that of `known`, or one `.bin`/`.idx` pair."""
+    pairs = sorted({strip_suffix(path) for path in paths if is_pair(path)})
+    if pairs and (len(pairs) > 1 or not all(map(is_pair, paths))):
         names = ", ".join(path.name for path in paths[:5])
         raise SourceError(f"expected one .bin/.idx pair and nothing else, got {names}; pass the prefix of one pair")
     for path in [Path(file.path) for file in known[:1]]:
-        expected = _FORMATS.get(path.suffix.lower())
-        if bool(pairs) != (path.suffix in _PAIR) or (expected is not None and expected is not _format(paths[0])):
+        expected = format_of(path)
+        if bool(pairs) != is_pair(path) or (expected is not None and expected is not known_format(paths[0])):
             raise SourceError(f"{paths[0]} is not of the format of {path}, which is indexed already")
     if pairs:
-        source = MegatronSource(pairs[0])
-        return source if schema is None else _checked(source, schema)
-    formats = {_format(path) for path in paths}
-    if len(formats) > 1:
+        return _checked(MegatronSource(pairs[0]), options.schema)
+    examples = {known_format(path): path for path in paths}
+    if len(examples) > 1:
         suffixes = ", ".join(sorted({path.suffix for path in paths}))
-        raise SourceError(f"files of several formats ({suffixes}) can't be one dataset; pass those of one format")
-    file_class = formats.pop()
-    return FileSource([file_class.open(path) for path in paths], schema)
-
-
-def _is_pair(path: Path) -> bool:
-    return path.suffix in _PAIR or (path.suffix not in _FORMATS and is_indexed_dataset(path))
-
-
-def _expand(pattern: str) -> list[Path]:
-    """The files that a path, a folder or a glob pattern stands for."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", pattern):
-        raise UnsupportedError(f"can't read {pattern}: only local files for now; copy the data here first")
-    path = Path(pattern).expanduser()
-    if _is_pair(path):
-        return [path]
-    if path.is_dir():
-        return _files_of_folder(path)
-    if path.exists():
-        return [path]
-    if glob.has_magic(pattern):
-        # Path.glob takes no absolute pattern.
-        names = glob.glob(str(path), recursive=True)  # noqa: PTH207
-        found = _outside_indexes(sorted(filter(Path.is_file, map(Path, names))), _fixed_part(path))
-        if found:
-            return found
-        raise UnreadableFileError(f"no file matches {pattern}")
-    raise UnreadableFileError(f"no such file or folder: {pattern}")
-
-
-def _files_of_folder(folder: Path) -> list[Path]:
-    """All data files below a folder, sorted, without hidden ones and Spark's marks, which start with an underscore."""
-    found = sorted(path for path in _visible(folder) if path.suffix in _FORMATS or path.suffix in _PAIR)
-    found = _outside_indexes(found, folder)
-    if found:
-        return found
-    raise UnreadableFileError(f"no data file in {folder}; looked for {', '.join([*_FORMATS, *_PAIR])}")
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and path.name not in _NOT_DATA:
-            yield path
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """The folder below which a glob pattern looks."""
-    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
-
-
-def _outside_indexes(paths: list[Path], root: Path) -> list[Path]:
-    """The files that lie in no index from `root` on, so that an index may be written into the folder of its data."""
-    is_index = cache(_is_index)
-    above = set(root.parents)
-    return [path for path in paths if not any(is_index(folder) for folder in path.parents if folder not in above)]
-
-
-def _is_index(folder: Path) -> bool:
-    """Whether a folder is an index, or one that is being written or was left unfinished."""
-    try:
-        with (folder / "manifest.json").open("rb") as file:
-            if _MANIFEST_START.match(file.read(100)):
-                return True
-    except OSError:
-        pass  # there is none
-    there = [name for name in ("plan.json", "writer.lock", "metrics", "totals") if (folder / name).exists()]
-    return len(there) > 1 and there[0] in ("plan.json", "writer.lock")
-
-
-def _format(path: Path) -> type[DataFile]:
-    file_class = _FORMATS.get(path.suffix.lower())
-    if file_class is not None:
-        return file_class
-    if path.suffix in _COMPRESSED:
-        raise UnsupportedError(f"can't read {path} compressed; decompress it first")
-    raise SourceError(
-        f"can't tell the format of {path} by its name; known endings are {', '.join([*_FORMATS, *_PAIR])}"
-    )
+        names = " and ".join(path.name for path in examples.values())
+        raise SourceError(
+            f"files of several formats ({suffixes}) can't be one dataset: {names}; pass those of one format"
+        )
+    (file_class,) = examples
+    if options.quoting != "standard" and not issubclass(file_class, CsvFile):
+        raise ConfigError(f"quoting is an option of CSV files, and {paths[0]} is {file_class.format}")
+    return FileSource([file_class.open(path, options) for path in paths], options.schema)

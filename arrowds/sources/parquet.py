@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
-from arrowds.sources.files import DataFile, slice_rows
+from arrowds.sources.files import DataFile, ReadOptions, slice_rows
 from arrowds.sources.records import FileStamp
 
 _BATCH_BYTES = 64 << 20
@@ -24,7 +24,7 @@ class ParquetFile(DataFile):
     format: ClassVar[str] = "parquet"
 
     @classmethod
-    def _open(cls, stamp: FileStamp) -> ParquetFile:
+    def _open(cls, stamp: FileStamp, options: ReadOptions) -> ParquetFile:
         """Read the footer."""
         with pq.ParquetFile(stamp.path) as file:
             rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -38,7 +38,8 @@ class ParquetFile(DataFile):
     def batches(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The rows from the row groups they lie in, in batches that get shorter where rows are wide."""
         first, last = (np.searchsorted(self.cuts, [start + 1, stop], side="left") - [1, 0]).tolist()
-        with pq.ParquetFile(self.path) as file:
+        # Pages that carry a checksum are checked.
+        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
             batch_rows = _batch_rows(file.metadata, first, last, columns)
             decoded = file.iter_batches(batch_rows, row_groups=list(range(first, last)), columns=columns)
             yield from slice_rows(decoded, int(self.cuts[first]), start, stop, batch_rows)

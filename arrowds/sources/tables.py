@@ -13,8 +13,9 @@ import pyarrow as pa
 from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns, plain_schema
 from arrowds.sources.boundaries import merge_cuts
 from arrowds.sources.columnar import ColumnarSource
-from arrowds.sources.files import conform, naming_the_file, slice_rows
+from arrowds.sources.files import conform, counted, naming_the_file, slice_rows
 from arrowds.sources.records import FileStamp, SourceFile, digests, new_files
+from arrowds.sources.validation import check_array
 
 
 class TableSource(ColumnarSource):
@@ -40,7 +41,15 @@ class TableSource(ColumnarSource):
         """Views of the rows [start, stop)."""
         names = self.check_read(start, stop, columns)
         table = self._table if names is None else self._table.select(names)
-        return iter(table.slice(start, stop - start).to_batches(max_chunksize=MAX_BATCH_ROWS))
+        return self._checked(table.slice(start, stop - start).to_batches(max_chunksize=MAX_BATCH_ROWS))
+
+    def _checked(self, batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, which may be views of a damaged file that somebody mapped; text is for metrics to check."""
+        for batch in batches:
+            with naming_the_file(self.description):
+                for column in batch.columns:
+                    check_array(column, text=False)
+            yield batch
 
     @property
     def description(self) -> str:
@@ -136,10 +145,12 @@ class DatasetSource(ColumnarSource):
         pieces = self._pieces()[first:last]
         paths = {piece.path for piece in pieces}
         self._check_unchanged(paths)
-        for piece, row in zip(pieces, self._cuts[first:last].tolist(), strict=True):
-            with naming_the_file(Path(piece.path)):
+        counts = np.diff(self._cuts)[first:last].tolist()
+        for piece, row, rows in zip(pieces, self._cuts[first:last].tolist(), counts, strict=True):
+            with naming_the_file(piece.path):
                 batches = piece.to_batches(schema=self._dataset.schema, columns=names, batch_size=MAX_BATCH_ROWS)
-                yield from (conform(batch, schema) for batch in slice_rows(batches, row, start, stop, MAX_BATCH_ROWS))
+                some = (conform(batch, schema) for batch in slice_rows(batches, row, start, stop, MAX_BATCH_ROWS))
+                yield from counted(some, min(stop, row + rows) - max(start, row))
         self._check_unchanged(paths)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from decimal import Decimal
 
 import numpy as np
 import polars as pl
@@ -50,6 +51,31 @@ def test_arrays_of_any_library_are_values(result):
     found = checked(result, "float32")
     assert found.type == pa.float32()
     assert found.to_pylist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "expected"),
+    [
+        ("9007199254740993", "int64", 9007199254740993),
+        ("18446744073709551615", "uint64", 2**64 - 1),
+        ("2.00", "int8", 2),
+        ("1", "bool", True),
+        ("0.1", None, 0.1),
+        ("9007199254740993", "float64", 9007199254740992.0),
+    ],
+)
+def test_decimals_are_exact_or_rounded_as_declared(text, dtype, expected):
+    found = checked(pa.array([Decimal(text)], pa.decimal128(38, len(text.partition(".")[2]))), dtype)
+    assert found.to_pylist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [("9007199254740993", None), ("0.12345678901234567890", None), ("1.5", "int64"), ("1E+30", "int64"), ("2", "bool")],
+)
+def test_decimals_that_the_type_can_not_hold_are_refused(text, dtype):
+    with pytest.raises(MetricValueError, match="can't hold"):
+        checked(pa.array([Decimal(text)], pa.decimal128(38, len(text.partition(".")[2]))), dtype)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_contract import check_columnar, rows
 
-from arrowds.errors import SourceError, UnreadableFileError
+from arrowds.errors import MissingColumnError, SourceError, UnreadableFileError
 from arrowds.sources import open_source, text_rows
 
 Write = Callable[[pa.Table, Path, int], None]
@@ -474,7 +474,18 @@ def without_root() -> Iterator[None]:
 def test_files_that_do_not_fit_are_named_with_the_difference(tmp_path: Path, other: pa.Table, difference: str) -> None:
     pq.write_table(pa.table({"x": [1], "y": ["a"]}), tmp_path / "a.parquet")
     pq.write_table(other, tmp_path / "b.parquet")
-    with pytest.raises(SourceError, match=rf"b\.parquet does not fit .*a\.parquet: {difference}"):
+    source = open_source(tmp_path)
+    column = difference.split("'")[1]
+    with pytest.raises(MissingColumnError, match=rf"b\.parquet does not fit .*a\.parquet: {difference}"):
+        source.read(0, 2, [column])
+    common = [name for name in ("x", "y") if name != column]
+    assert [list(row) for row in rows(source, 0, 2)] == [common] * 2, "the columns that all files have are read"
+
+
+def test_files_that_share_no_column_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1], "y": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(SourceError, match=r"column 'x' is string instead of int64; .* column 'y' is missing"):
         open_source(tmp_path)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from deepspeed.runtime.data_pipeline.data_sampling.indexed_dataset import MMapIndexedDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_contract import check_columnar, rows
 
 from arrowds.errors import ConfigError, SourceError, UnreadableFileError
-from arrowds.indexed_dataset import write_indexed_dataset
+from arrowds.indexed_dataset import IndexedDataset, write_indexed_dataset
 from arrowds.sources import MegatronSource
 
 
@@ -76,7 +77,36 @@ def test_rows_in_another_order_than_in_the_file_are_gathered(tmp_path: Path) -> 
     check_columnar(MegatronSource(tmp_path / "x"), expected)
 
 
-@pytest.mark.parametrize("pointers", [[0, 4, 8], [100, 104, 106], [-2, 2, 4], [0, 100, 6]])
+ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows_=ROWS, dtype=st.sampled_from(["uint8", "int16", "int32", "int64"]), aligned=st.booleans())
+def test_rows_at_any_offset_are_those_of_deepspeed(
+    tmp_path_factory: pytest.TempPathFactory, rows_: list[tuple[int, int]], dtype: str, aligned: bool
+) -> None:
+    """Rows may begin within an item, overlap and be out of order, as long as they lie in the file."""
+    prefix = tmp_path_factory.mktemp("pair") / "x"
+    item = np.dtype(dtype)
+    sizes = np.array([size for size, _ in rows_])
+    total = int(sizes.sum()) * item.itemsize
+    starts = [min(start * (item.itemsize if aligned else 1), total - size * item.itemsize) for size, start in rows_]
+    write_indexed_dataset(prefix, np.zeros(sizes.sum(), item), sizes, dtype=dtype, dialect="deepspeed")
+    prefix.with_suffix(".bin").write_bytes(np.random.default_rng(0).bytes(total))
+    index = bytearray(prefix.with_suffix(".idx").read_bytes())
+    index[34 + 4 * len(sizes) : 34 + 12 * len(sizes)] = np.array(starts, "<i8").tobytes()
+    prefix.with_suffix(".idx").write_bytes(index)
+    found = rows(MegatronSource(prefix, dialect="deepspeed"), 0, len(sizes), ["input_ids"])
+    ours = IndexedDataset.open(prefix, "deepspeed")
+    assert [row["input_ids"] for row in found] == [row.tolist() for row in ours]
+    if total:  # which DeepSpeed can't map
+        theirs = MMapIndexedDataset(str(prefix), skip_warmup=True)
+        assert [row["input_ids"] for row in found] == [theirs[i].tolist() for i in range(len(sizes))]
+
+
+@pytest.mark.parametrize(
+    "pointers", [[0, 4, 8], [100, 104, 106], [-2, 2, 4], [0, 100, 6], [0, 4, 7], [2**63 - 1, 0, 4]]
+)
 def test_pointers_outside_the_file_are_refused(tmp_path: Path, pointers: list[int]) -> None:
     write_permuted(tmp_path / "x", pointers)
     with pytest.raises(UnreadableFileError, match=r"x\.idx points outside"):

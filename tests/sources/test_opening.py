@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import torch.utils.data
 from source_contract import check_columnar, rows
 
 import arrowds
@@ -90,9 +92,13 @@ def test_paths_that_lead_nowhere_say_so(folder: Path) -> None:
     (folder / "c.csv").write_text("x\n1\n")
     with pytest.raises(SourceError, match=r"several formats \(\.csv, \.parquet\)"):
         open_source(folder)
-    (folder / "c.jsonl.gz").touch()
-    with pytest.raises(UnsupportedError, match="decompress it first"):
-        open_source(folder / "c.jsonl.gz")
+    (folder / "c.jsonl.xz").touch()
+    for name in ("c.jsonl.xz", "c.parquet.gz", "c.gz"):
+        (folder / name).touch()
+        with pytest.raises(
+            UnsupportedError, match=rf"{name}: of compressed files, only .* \(\.gz, \.zst, \.bz2 behind"
+        ):
+            open_source(folder / name)
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x.parquet", "hf://datasets/x", "https://example.org/*.csv"])
@@ -190,6 +196,20 @@ def test_whatever_has_length_and_items_is_map_style(data: object) -> None:
 @pytest.mark.parametrize("data", [None, 7, iter([1]), b"bytes", {1, 2}, pa.array([1])])
 def test_anything_else_is_refused_with_what_is_accepted(data: object) -> None:
     with pytest.raises(SourceError, match=r"can't read a .* as a dataset; accepted are: a path, glob pattern"):
+        open_source(data)
+
+
+class Stream(torch.utils.data.IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("data", [Stream(), (i for i in range(3)), iter([1]), map(str, [1])])
+def test_what_yields_one_sample_after_the_other_is_refused_with_what_to_do(data: object) -> None:
+    with pytest.raises(SourceError, match=r"as a dataset; .*by their number\. Pass list\(data\) .*from_generator"):
         open_source(data)
 
 
