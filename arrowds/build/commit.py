@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -19,7 +19,7 @@ from arrowds.build.plan import BuildPlan, SegmentPlan, digest_of_total
 from arrowds.build.reduce import ColumnPlan, ReduceTask, finished_column, plan_column, reduce_task
 from arrowds.index import manifest as manifests
 from arrowds.index import paths
-from arrowds.index.manifest import Basis, Column, Manifest, MetricEntry, Segment, Total, TotalEntry, extended
+from arrowds.index.manifest import Basis, Manifest, MetricEntry, Segment, Total, TotalEntry
 from arrowds.index.totals import write_total
 from arrowds.metrics import Metric
 from arrowds.sources.records import SourceFile
@@ -55,9 +55,7 @@ def plan_columns(plan: BuildPlan, totals: Mapping[str, np.ndarray]) -> list[list
     return [[_plan_column(plan, segment, metric, totals) for metric in plan.per_sample] for segment in plan.segments]
 
 
-def _plan_column(
-    plan: BuildPlan, segment: SegmentPlan, metric: Metric, totals: Mapping[str, np.ndarray]
-) -> ColumnPlan:
+def _plan_column(plan: BuildPlan, segment: SegmentPlan, metric: Metric, totals: Mapping[str, np.ndarray]) -> ColumnPlan:
     task = plan.task([metric], totals)
     return plan_column(
         plan.store,
@@ -77,9 +75,7 @@ def file_key(plan: BuildPlan, segment: SegmentPlan, metric: Metric, totals: Mapp
     return f"{plan.key}.{xxhash.xxh3_64_hexdigest(text.encode())[:8]}"
 
 
-def collect(
-    plan: BuildPlan, columns: Sequence[Sequence[ColumnPlan]], totals: Mapping[str, np.ndarray]
-) -> Measured:
+def collect(plan: BuildPlan, columns: Sequence[Sequence[ColumnPlan]], totals: Mapping[str, np.ndarray]) -> Measured:
     """Collect what the tasks of a build have written.
 
     Args:

@@ -14,8 +14,8 @@ import xxhash
 
 from arrowds.arrays import numpy_view
 from arrowds.build.commit import begin, publish, run_reduce
-from arrowds.build.operations import build_key
 from arrowds.build.engines import Engine, engine_named
+from arrowds.build.operations import build_key
 from arrowds.build.plan import MOST_SEGMENT_ROWS
 from arrowds.build.reduce import ColumnPlan, cuts_of, finished_column
 from arrowds.build.runs import sampled_rows
@@ -199,7 +199,10 @@ def _merged(store: Store, build: str, base: Manifest, group: Sequence[int], plan
     segments = [base.segments[number] for number in group]
     totals = {
         name: write_total(
-            store, name, f"{build}.{group[0]}", sum_of_segments(name, [read_total(store, name, segment.totals[name]) for segment in segments])
+            store,
+            name,
+            f"{build}.{group[0]}",
+            sum_of_segments(name, [read_total(store, name, segment.totals[name]) for segment in segments]),
         )
         for name in base.totals
     }

@@ -66,7 +66,9 @@ def next_snapshot(plan: BuildPlan, measured: Measured, newest: Manifest | None) 
     """
     if plan.operation == "analyze":
         if newest is not None and not plan.replaces:
-            raise IndexExistsError(f"{plan.store.url} was finished by another run meanwhile; open it, or pass overwrite=True")
+            raise IndexExistsError(
+                f"{plan.store.url} was finished by another run meanwhile; open it, or pass overwrite=True"
+            )
         return _analyzed(measured, 1 if newest is None else newest.version + 1)
     if newest is None:
         raise IndexChangedError(f"{plan.store.url} has no snapshot any more")

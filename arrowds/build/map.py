@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from arrowds.arrays import arrow_view, numpy_view
 from arrowds.build.plan import MapTask, Part
 from arrowds.build.results import checked_sum, checked_values
 from arrowds.build.runs import Run, write_run
@@ -16,7 +17,6 @@ from arrowds.index import files, paths
 from arrowds.index.totals import added, stored_sum
 from arrowds.metrics import Metric
 from arrowds.schema import VALUE
-from arrowds.arrays import arrow_view, numpy_view
 
 _DIGEST = b"arrowds.part"
 _SHAPE = b"arrowds.shape"

@@ -73,7 +73,9 @@ def plan_append(
         return base
     wanted = checked_metrics(opened, metrics_of(base, metrics))
     basis = {
-        name: read_total(store, name, item.total) for entry in base.metrics.values() for name, item in entry.basis.items()
+        name: read_total(store, name, item.total)
+        for entry in base.metrics.values()
+        for name, item in entry.basis.items()
     }
     return _plan_segments(store, "append", opened, wanted, basis=basis)
 
@@ -125,7 +127,9 @@ def refuse_foreign(store: Store) -> None:
     entries = {entry.name for entry in store.root.iterdir()}
     if entries and not entries & {paths.MANIFESTS, paths.BUILDS}:
         listed = ", ".join(sorted(entries)[:5])
-        raise IndexExistsError(f"{store.url} is not empty and is not an arrowds index ({listed}); choose another folder")
+        raise IndexExistsError(
+            f"{store.url} is not empty and is not an arrowds index ({listed}); choose another folder"
+        )
 
 
 def _refuse_other(store: Store, base: Manifest, source: Source, metrics: Sequence[Metric]) -> None:
@@ -139,7 +143,9 @@ def _refuse_other(store: Store, base: Manifest, source: Source, metrics: Sequenc
         )
     elif wanted != known:
         changed = sorted(name for name in wanted.keys() & known.keys() if wanted[name] != known[name])
-        difference = f"with the metrics {sorted(known)}" + (f", of which {changed} were defined otherwise" if changed else "")
+        difference = f"with the metrics {sorted(known)}" + (
+            f", of which {changed} were defined otherwise" if changed else ""
+        )
     else:
         return
     raise IndexExistsError(f"{store.url} holds an index {difference}; choose another path, or pass overwrite=True")
@@ -177,7 +183,9 @@ def metrics_of(base: Manifest, given: Metric | Iterable[Metric] | None) -> list[
     known = definitions(base)
     for name, definition in known.items():
         if name in found and found[name].definition() != definition:
-            raise MetricError(f"the index defines metric {name!r} otherwise; append with the metric that it was made with")
+            raise MetricError(
+                f"the index defines metric {name!r} otherwise; append with the metric that it was made with"
+            )
     if unknown := sorted(found.keys() - known.keys()):
         raise MetricError(f"the index has no metric {unknown[0]!r}; measure it with arrowds.add_metrics first")
     specs = {name: entry.spec for name, entry in base.metrics.items()}

@@ -160,9 +160,7 @@ class MapTask:
         """Return what a finished part must carry to be kept: the data, the rows and the metric it was made from."""
         segment = self.segment_of(part)
         needs = [digest_of_total(self.totals[total.name]) for total in metric.requires if total.name in self.totals]
-        text = "|".join(
-            map(str, (FORMAT_VERSION, self.fingerprint, segment.start, part.start, part.stop, metric.name))
-        )
+        text = "|".join(map(str, (FORMAT_VERSION, self.fingerprint, segment.start, part.start, part.stop, metric.name)))
         return xxhash.xxh3_128_hexdigest("|".join([text, metric.definition(), *needs]).encode())
 
 

@@ -112,7 +112,9 @@ def plan_column(
     logical = runs[0].kind
     for run in runs:
         if run.kind != logical:
-            raise MetricValueError(f"metric {metric!r} gave {logical} for some samples but {run.kind} for others; declare its dtype")
+            raise MetricValueError(
+                f"metric {metric!r} gave {logical} for some samples but {run.kind} for others; declare its dtype"
+            )
     ends = [end for run in runs if len(run.fences) for end in (run.fences[0].item(), run.fences[-1].item())]
     return ColumnPlan(
         store=store,
@@ -171,7 +173,9 @@ def finished_column(plan: ColumnPlan) -> Column:
             elif report["written"] is not None:
                 buckets.append(Bucket.model_validate(report["written"]))
         except (ValidationError, KeyError) as error:
-            raise IndexCorruptError(f"{plan.store.url}/{plan.outcome(task)} is not what a task reports: {error}") from error
+            raise IndexCorruptError(
+                f"{plan.store.url}/{plan.outcome(task)} is not what a task reports: {error}"
+            ) from error
     return Column(key=plan.key, stored_type=str(plan.stored), values=tuple(values), buckets=tuple(buckets))
 
 

@@ -9,12 +9,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arrowds.arrays import arrow_view, numpy_view
 from arrowds.batch import as_numpy
 from arrowds.errors import MetricValueError
 from arrowds.index.totals import wide
 from arrowds.metrics import Metric
 from arrowds.schema import VALUE_TYPES
-from arrowds.arrays import arrow_view, numpy_view
 
 
 def checked_values(metric: Metric, result: Any, *, start: int, rows: int) -> pa.Array:

@@ -227,7 +227,11 @@ def _planned(store: Store, source: Any, metrics: Metric | Iterable[Metric] | Non
     contents = {key: _read_plan(store, key) for key in _plans(store)}
     found = {key: content for key, content in contents.items() if content.get("operation") in ("analyze", "append")}
     if len(found) != 1:
-        hint = "make one with arrowds plan" if not found else "finish one, or remove them with arrowds.vacuum(unfinished=True)"
+        hint = (
+            "make one with arrowds plan"
+            if not found
+            else "finish one, or remove them with arrowds.vacuum(unfinished=True)"
+        )
         raise IndexNotFoundError(f"{store.url} has {len(found)} planned builds; expected one: {hint}")
     content = next(iter(found.values()))
     opened = _source_of(store, content) if source is None else open_source(source)
@@ -241,7 +245,9 @@ def _planned(store: Store, source: Any, metrics: Metric | Iterable[Metric] | Non
         raise IndexNotFoundError(f"{store.url} has all of this data already; there is nothing to do")
     differing = [name for name, fact in plan.facts.items() if content["facts"].get(name) != fact]
     if differing:
-        told = "; ".join(f"{name}: planned {content['facts'].get(name)!r}, here {plan.facts[name]!r}" for name in differing)
+        told = "; ".join(
+            f"{name}: planned {content['facts'].get(name)!r}, here {plan.facts[name]!r}" for name in differing
+        )
         raise ConfigError(f"this shard differs from the plan of {store.url} in {', '.join(differing)} ({told})")
     return plan
 
@@ -263,5 +269,7 @@ def _source_of(store: Store, content: Mapping[str, Any]) -> Source:
 def _metrics_of(store: Store, content: Mapping[str, Any]) -> list[Metric]:
     specs = content.get("metrics") or []
     if any(spec is None for spec in specs):
-        raise MetricError(f"the plan in {store.url} has a Python function, which only its code can run; pass metrics=[...]")
+        raise MetricError(
+            f"the plan in {store.url} has a Python function, which only its code can run; pass metrics=[...]"
+        )
     return [from_spec(spec) for spec in specs]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from arrowds.build.ordered import ordered_map
+from arrowds.build.partition import count_cells, distribute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arrowds.build.ordered import ordered_map
-from arrowds.build.partition import count_cells, distribute
 from arrowds.build.plan import cut
 
 

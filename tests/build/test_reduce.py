@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from strategies import value_columns
 
 import arrowds
-from arrowds.index import files as storage
 from arrowds.build import buckets, plan, reduce
+from arrowds.index import files as storage
 from arrowds.schema import VALUE_TYPES
 
 

@@ -20,8 +20,8 @@ from index_files import assert_same, contents
 from numbers_dataset import ROWS, metrics_of_numbers, numbers
 
 import arrowds
-from arrowds.index import manifest
 from arrowds.errors import IndexExistsError, IndexNotFoundError, MetricFailedError
+from arrowds.index import manifest
 from arrowds.index.paths import Layout
 
 HERE = Path(__file__).parent
