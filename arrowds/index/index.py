@@ -179,11 +179,11 @@ class Index:
 
         return query.connect(self)
 
-    def sql(self, statement: str) -> pl.DataFrame:
+    def sql(self, statement: str, *, allow_files: bool = False) -> pl.DataFrame:
         """Answer a DuckDB query over the view ``samples``; see :func:`arrowds.index.query.sql`."""
         from arrowds.index import query
 
-        return query.sql(self, statement)
+        return query.sql(self, statement, allow_files=allow_files)
 
 
 def _reopened(store: Store, version: int, cache_dir: Path | None) -> Index:

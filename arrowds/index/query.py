@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,13 +15,13 @@ from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.index import paths
 from arrowds.index.manifest import Manifest
 from arrowds.index.metric import MetricIndex
-from arrowds.schema import SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
+from arrowds.schema import COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
 from arrowds.store import Store
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow.dataset
 
-_MAPPED = "arrowds_mapped"
 _SQL_TYPES = {
     "bool": "BOOLEAN",
     "uint16": "USMALLINT",
@@ -96,13 +97,17 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
     _check_names(index)
     connection = duckdb.connect()
     ids = np.arange(index.manifest.num_samples, dtype=numpy_dtype(sample_id_type(index.manifest.num_samples)))
-    connection.register(_MAPPED, _mapped_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
-    columns = ", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])
-    connection.execute(f"create view samples as select {columns} from {_MAPPED}")
+    mapped = connection.from_arrow(_mapped_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
+    # Views of Arrow data and not of files: they can be read when DuckDB itself may open no file.
+    mapped.project(", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])).create_view("samples")
     for name in index:
-        connection.execute(_distribution_view(index, name))
+        distinct = connection.from_arrow(_distribution_files(index, name))
+        distinct.aggregate("value, sum(count)::BIGINT as count", "value").project(
+            "value, count, (sum(count) over (order by value))::BIGINT as cumulative_count"
+        ).order("value").create_view(f"distribution_{name}")
     for name, total in index.totals.items():
-        connection.register(f"total_{name}", pa.table({VALUE: arrow_view(np.ascontiguousarray(total).reshape(-1))}))
+        flat = pa.table({VALUE: arrow_view(np.ascontiguousarray(total).reshape(-1))})
+        connection.from_arrow(flat).create_view(f"total_{name}")
     return connection
 
 
@@ -115,24 +120,18 @@ def _check_names(index: Queryable) -> None:
             raise ConfigError(f"SQL can't tell {name!r} from {other!r}; query this index with index.scan()")
 
 
-def _distribution_view(index: Queryable, name: str) -> str:
-    """The statement that makes ``distribution_NAME`` a view of the files of all segments."""
+def _distribution_files(index: Queryable, name: str) -> pa.dataset.Dataset:
+    """The distributions of all segments, widened to one type."""
+    import pyarrow.dataset
+
     spec = index[name].spec
     names = [
         paths.distribution(name, column.column.key, bucket.number)
         for column in spec.columns
         for bucket in column.column.buckets
     ]
-    if not names:
-        source = f"(select null::{_SQL_TYPES.get(str(spec.stored), 'DOUBLE')} as value, 0 as count where false)"
-    else:
-        listed = ", ".join("'" + str(index.store.path(name)).replace("'", "''") + "'" for name in names)
-        source = f"read_parquet([{listed}], hive_partitioning=false, union_by_name=true)"
-    return (
-        f'create view "distribution_{name}" as select value, sum(count)::BIGINT as count, '
-        "(sum(sum(count)) over (order by value))::BIGINT as cumulative_count "
-        f"from {source} group by value order by value"
-    )
+    schema = pa.schema({VALUE: spec.stored, COUNT: pa.int64()})
+    return pyarrow.dataset.dataset([str(index.store.path(name)) for name in names], schema=schema, format="parquet")
 
 
 def _sql_column(metric: MetricIndex) -> str:
@@ -142,8 +141,13 @@ def _sql_column(metric: MetricIndex) -> str:
     return f"case when isnan({quoted}) then null else {quoted} end as {quoted}" if _has_nan(metric) else quoted
 
 
-def sql(index: Queryable, statement: str) -> pl.DataFrame:
+def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.DataFrame:
     """Answer a DuckDB SQL query over the views of :func:`connect`.
+
+    Args:
+        index: an open index.
+        statement: one query. It sees the index and the files of its data, and writes nothing.
+        allow_files: let it do whatever the user may do: read and write any file, several statements.
 
     Raises:
         ConfigError: with DuckDB's message, when it refuses the query or the query returns no table.
@@ -160,14 +164,48 @@ def sql(index: Queryable, statement: str) -> pl.DataFrame:
     import duckdb
 
     try:
+        connection.execute("set python_enable_replacements = false")  # or it would see variables of this module
+        if not allow_files:
+            _confine(connection, [file.path for segment in index.manifest.segments for file in segment.data])
+            _check_reads_only(connection, statement)
         relation = connection.sql(statement)
         if relation is None:
             raise ConfigError(f"the statement returns no table: {statement!r}; index.connect() runs any statement")
         return pl.DataFrame(relation.to_arrow_table())
+    except duckdb.PermissionException as error:
+        raise ConfigError(
+            f"the query sees the index and the files of its data only; pass allow_files=True to lift that ({error})"
+        ) from error
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB refused the query: {error}") from error
     finally:
         connection.close()
+
+
+def _confine(connection: duckdb.DuckDBPyConnection, files: list[str]) -> None:
+    """Leave a connection no access to anything but its views and some files, for good."""
+    connection.execute("set allowed_paths = $files", {"files": files})
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+
+
+def _check_reads_only(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
+    """Raise ConfigError unless a text is one query: DuckDB would write the files that it may read.
+
+    What can stand in parentheses after "from" is a query; COPY can't, not even in a WITH clause.
+    """
+    import duckdb
+
+    query = re.sub(r"^\s*explain\s+(analyze\s+|\([^()]*\)\s*)?", "", statement, flags=re.IGNORECASE)
+    statements = duckdb.extract_statements(query)
+    nested = f"explain from (\n{statements[0].query.rstrip().rstrip(';')}\n)" if statements else ""
+    try:
+        reads = len(statements) == 1 and len(duckdb.extract_statements(nested)) == 1
+    except duckdb.ParserException:
+        reads = False
+    if not reads:
+        raise ConfigError(f"expected one query, got {statement!r}; pass allow_files=True to run any statements")
+    connection.execute(nested)
 
 
 def _mapped_table(index: Queryable) -> pa.Table:
