@@ -7,7 +7,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ import xxhash
 
 from arrowds.arrays import arrow_view, numpy_view
 from arrowds.batch import Batch, as_record_batch, column
-from arrowds.digests import callable_digest
+from arrowds.digests import CallableDigest, callable_digest
 from arrowds.errors import MetricError, MetricValueError
 from arrowds.schema import check_metric_name, type_named, value_type
 
@@ -90,6 +90,18 @@ class Metric(ABC):
     @abstractmethod
     def definition(self) -> str:
         """Return a text that changes when the meaning of the metric changes; finished parts of another are dropped."""
+
+    def prepared(self) -> Metric:
+        """Return the metric for one run, in which its definition does not change.
+
+        What a callable holds on to may change while it runs, and finished parts must stay known.
+        """
+        return self
+
+    @property
+    def unknown(self) -> str:
+        """What decides the values and can't be told, in words; where it is not empty, no earlier result is used."""
+        return ""
 
     def spec(self) -> Spec | None:
         """Return what :func:`from_spec` rebuilds the metric from; None where only the user's code can."""
@@ -340,7 +352,8 @@ class Function(Metric):
     """A callable from a batch to values, or to something to add up."""
 
     fn: Callable[[Any], Any]
-    digest: str
+    version: str | None = None
+    code: CallableDigest | None = None
     reads: tuple[str, ...] | None = None
 
     @property
@@ -350,8 +363,22 @@ class Function(Metric):
     def compute(self, batch: Batch, totals: Totals) -> Any:
         return self.fn(batch)
 
+    def prepared(self) -> Metric:
+        return (
+            self if self.version is not None or self.code is not None else replace(self, code=callable_digest(self.fn))
+        )
+
+    @property
+    def unknown(self) -> str:
+        return "" if self.version is not None else self._code.unknown
+
+    @property
+    def _code(self) -> CallableDigest:
+        return self.code or callable_digest(self.fn)
+
     def definition(self) -> str:
-        return f"function({self.digest}, {self.kind}, {self.dtype}, nulls={self.nulls})"
+        body = self._code.digest if self.version is None else f"version {self.version!r}"
+        return f"function({body}, {self.kind}, {self.dtype}, nulls={self.nulls})"
 
 
 def seqlen(column: str = "input_ids", *, name: str = "seqlen", nulls: Nulls = "refuse") -> Metric:
@@ -413,6 +440,7 @@ def function(
     fn: Callable[[Any], Any],
     *,
     dtype: object = None,
+    version: str | None = None,
     kind: Kind = "per_sample",
     columns: tuple[str, ...] | list[str] | None = None,
     nulls: Nulls = "refuse",
@@ -424,6 +452,10 @@ def function(
         fn: takes a ``pyarrow.RecordBatch`` from a columnar source, or the collated batch of a torch dataset; returns
             a NumPy array, a torch tensor, an Arrow array or a Polars series.
         dtype: the type to store, in NumPy's, torch's, Polars' or Arrow's spelling; by default that of the first result.
+        version: names what ``fn`` measures. Results of an earlier run are used again where it is the same, whatever the
+            code; give it where ``fn`` depends on what can't be told from Python objects, such as a file or a service.
+            By default code, data and models that ``fn`` reaches are digested by their content; where some have none,
+            nothing is used again.
         kind: ``"per_sample"`` or ``"total"``.
         columns: the columns that ``fn`` reads, so that a file source reads no others; by default all.
         nulls: what to do with NaN and null, see :class:`Metric`.
@@ -440,8 +472,7 @@ def function(
     return Function(
         name=name,
         fn=fn,
-        # Taken once: what a callable holds on to may change while it runs, and finished parts must stay known.
-        digest=callable_digest(fn),
+        version=version,
         dtype=declared,
         kind=kind,
         reads=None if columns is None else tuple(columns),

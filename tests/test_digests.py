@@ -50,7 +50,7 @@ def closure():
     return lambda batch: state["k"]
 
 callables = [uses_all, Scorer(2), Scorer(2).scale, wrapped, closure(), functools.partial(helper, 4), np.sum, len]
-print(*map(callable_digest, callables))
+print(*(callable_digest(each).digest for each in callables))
 """
 
 
@@ -144,3 +144,65 @@ def test_temporary_objects_that_share_an_address_are_not_taken_for_one():
         other = [*cells[:round_], [99], *cells[round_ + 1 :]]
         assert callable_digest(make(other)) != reference
         assert callable_digest(make(cells)) == reference
+
+
+OTHER = """
+STEP = {step}
+def helper(x):
+    return x + STEP
+class Model:
+    def __init__(self): self.by = {by}
+    def score(self, x): return x * self.by
+"""
+
+
+@pytest.mark.parametrize(("step", "by", "changed"), [(1, 2, False), (2, 2, True), (1, 3, True)])
+def test_functions_and_objects_of_other_modules_of_the_user_count(tmp_path, monkeypatch, step, by, changed):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest(step, by):
+        (tmp_path / "users_other_module.py").write_text(OTHER.format(step=step, by=by))
+        sys.modules.pop("users_other_module", None)
+        (tmp_path / "__pycache__").exists() and __import__("shutil").rmtree(tmp_path / "__pycache__")
+        space = {"__name__": "users_script"}
+        exec("import users_other_module\nfrom users_other_module import Model\nmodel = Model()\n", space)
+        exec("def metric(batch):\n    return users_other_module.helper(model.score(batch))\n", space)
+        return callable_digest(space["metric"]).digest
+
+    assert (digest(1, 2) != digest(step, by)) == changed
+
+
+GLOBAL_MODEL = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5))
+
+
+def uses_global_model(batch):
+    return GLOBAL_MODEL(batch)
+
+
+def test_the_weights_and_the_mode_of_a_global_model_count():
+    before = callable_digest(uses_global_model)
+    assert not before.unknown
+    assert callable_digest(uses_global_model) == before
+    with torch.no_grad():
+        GLOBAL_MODEL[0].bias[1] += 1e-3
+    changed = callable_digest(uses_global_model)
+    assert changed != before
+    GLOBAL_MODEL.eval()
+    assert callable_digest(uses_global_model) != changed
+    GLOBAL_MODEL[1].p = 0.25
+    assert callable_digest(uses_global_model).digest not in (before.digest, changed.digest)
+
+
+def test_what_has_no_content_is_named(tmp_path):
+    file = (tmp_path / "x").open("w")
+    lock = __import__("threading").Lock()
+    assert "TextIOWrapper" in callable_digest(lambda batch: file.write(batch)).unknown
+    assert "lock" in callable_digest(lambda batch: lock.acquire()).unknown
+    assert callable_digest(lambda batch: batch).unknown == ""
+    file.close()
+
+
+def test_installed_packages_count_by_their_version(monkeypatch):
+    before = callable_digest(lambda batch: np.percentile(batch, 5))
+    monkeypatch.setattr(np, "__version__", "0.0")
+    assert callable_digest(lambda batch: np.percentile(batch, 5)) != before

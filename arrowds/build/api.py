@@ -97,15 +97,19 @@ def append(
 ) -> Index:
     """Measure more samples with the metrics of an index, and commit a snapshot that has them, too.
 
-    Nothing that the index has is read or measured again. The new samples' ids follow the old ones. Of two appends at once
-    both are committed, in some order.
+    Nothing that the index has is read or measured again. The new samples' ids follow the old ones. Of two appends at
+    once both are committed, in some order.
 
     Args:
         source: as for :func:`analyze`. Where it is files, those that the index has already are left out.
         path: the folder or URL of the index.
         metrics: the index's metrics once more, where it has functions, which it can't rebuild from what it has stored.
         compare_content: recognise the files that the index has by their content, not by path, size and time alone.
-        workers, engine, resume, progress, storage_options: as for :func:`analyze`.
+        workers: as for :func:`analyze`.
+        engine: as for :func:`analyze`.
+        resume: as for :func:`analyze`.
+        progress: as for :func:`analyze`.
+        storage_options: as for :func:`analyze`.
 
     Returns:
         The newest snapshot, open.
@@ -155,7 +159,11 @@ def add_metrics(
         path: the folder or URL of the index.
         refresh: measure metrics anew that the index has, for instance ``vocab_rarity`` with the token counts of all
             samples after an append.
-        workers, engine, resume, progress, storage_options: as for :func:`analyze`.
+        workers: as for :func:`analyze`.
+        engine: as for :func:`analyze`.
+        resume: as for :func:`analyze`.
+        progress: as for :func:`analyze`.
+        storage_options: as for :func:`analyze`.
 
     Returns:
         The newest snapshot, open.
@@ -187,7 +195,7 @@ def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: boo
     if isinstance(plan, BuildPlan):
         try:
             engine.agree(plan.facts)
-            engine.once(partial(begin, store, plan.key, plan.to_json(), resume=resume))
+            engine.once(partial(begin, store, plan.key, plan.to_json(), resume=resume, again=plan.not_reusable))
             totals = map_all(plan, engine, progress)
             columns = plan_columns(plan, totals)
             run_reduce([column for planned in columns for column in planned], engine)

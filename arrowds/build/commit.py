@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -25,11 +26,26 @@ from arrowds.metrics import Metric
 from arrowds.sources.records import SourceFile
 from arrowds.store import ObjectStore, Store
 
+logger = logging.getLogger(__name__)
 
-def begin(store: Store, key: str, content: Mapping[str, Any], *, resume: bool) -> None:
-    """Leave a plan where others, and a vacuum, find it; without ``resume``, remove what an earlier run has left."""
+
+def begin(
+    store: Store, key: str, content: Mapping[str, Any], *, resume: bool, again: Mapping[str, str] | None = None
+) -> None:
+    """Leave a plan where others, and a vacuum, find it.
+
+    Without ``resume``, what an earlier run has left is removed. So are the results of the metrics in ``again``, by what
+    their functions reach that has no content: it can't be told whether they would be the same now.
+    """
     if not resume:
         discard(store, key)
+    for metric, unknown in (again or {}).items():
+        left = [name for prefix in paths.results(key, metric) for name in store.names(prefix)]
+        if left:
+            logger.warning(
+                "metric %r is measured again: its function reaches %s, which can't be compared", metric, unknown
+            )
+        store.delete(left)
     if isinstance(store, ObjectStore):
         store.check_conditional_put()
     store.write(paths.plan(key), json.dumps(dict(content), indent=1).encode() + b"\n")

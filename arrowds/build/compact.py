@@ -92,7 +92,9 @@ def compact(
 
     Args:
         path: the folder or URL of the index.
-        workers, engine, storage_options: as for :func:`arrowds.analyze`.
+        workers: as for :func:`arrowds.analyze`.
+        engine: as for :func:`arrowds.analyze`.
+        storage_options: as for :func:`arrowds.analyze`.
 
     Returns:
         The newest snapshot, open.

@@ -105,8 +105,8 @@ def _appended(base: Manifest, measured: Measured) -> Manifest:
     for name, entry in base.metrics.items():
         if measured.metrics[name].logical_type != entry.logical_type:
             raise MetricError(
-                f"metric {name!r} gives {measured.metrics[name].logical_type} for the new samples but {entry.logical_type} "
-                "for those of the index; declare its dtype"
+                f"metric {name!r} gives {measured.metrics[name].logical_type} for the new samples but "
+                f"{entry.logical_type} for those of the index; declare its dtype"
             )
         lineage = column_lineage(entry.lineage, [segment.columns[name] for segment in measured.segments])
         entries[name] = entry.model_copy(update={"lineage": lineage})

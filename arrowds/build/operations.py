@@ -146,6 +146,11 @@ def _refuse_other(store: Store, base: Manifest, source: Source, metrics: Sequenc
         difference = f"with the metrics {sorted(known)}" + (
             f", of which {changed} were defined otherwise" if changed else ""
         )
+    elif unknown := [metric for metric in metrics if metric.unknown]:
+        difference = (
+            f"with these metrics, but it can't be told whether {unknown[0].name!r} would give the same values now: its "
+            f"function reaches {unknown[0].unknown}; name a version of it, metrics.function(..., version=...)"
+        )
     else:
         return
     raise IndexExistsError(f"{store.url} holds an index {difference}; choose another path, or pass overwrite=True")
@@ -186,6 +191,12 @@ def metrics_of(base: Manifest, given: Metric | Iterable[Metric] | None) -> list[
             raise MetricError(
                 f"the index defines metric {name!r} otherwise; append with the metric that it was made with"
             )
+    untold = [metric for metric in found.values() if metric.unknown]
+    if untold:
+        raise MetricError(
+            f"it can't be told whether metric {untold[0].name!r} measures as it did before: its function reaches "
+            f"{untold[0].unknown}; name a version of it, metrics.function(..., version=...)"
+        )
     if unknown := sorted(found.keys() - known.keys()):
         raise MetricError(f"the index has no metric {unknown[0]!r}; measure it with arrowds.add_metrics first")
     specs = {name: entry.spec for name, entry in base.metrics.items()}

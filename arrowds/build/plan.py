@@ -86,6 +86,11 @@ class BuildPlan:
         return self.parts[-1].stop
 
     @property
+    def not_reusable(self) -> dict[str, str]:
+        """The metrics of which no earlier result is used, with what can't be told of each."""
+        return {metric.name: metric.unknown for metric in self.metrics if metric.unknown}
+
+    @property
     def facts(self) -> dict[str, str]:
         """What all processes that work on a build must have in common, by the name of it."""
         return {
@@ -180,7 +185,7 @@ def checked_metrics(source: Source, metrics: Metric | Iterable[Metric]) -> tuple
     """
     if len(source) == 0:
         raise EmptyDatasetError(f"the dataset ({source.description}) has no samples; there is nothing to index")
-    listed = with_required(metrics)
+    listed = tuple(metric.prepared() for metric in with_required(metrics))
     for metric in listed:
         if metric.columns is not None and source.column_names is not None:
             source.check_columns(metric.columns)

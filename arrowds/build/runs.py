@@ -1,8 +1,9 @@
 """Sorted runs: what the map leaves of one part and one metric, and the reduce reads by ranges of values.
 
-The values are left in the order of the rows as well, for the reduce to copy. A run is an uncompressed IPC file of the part's values with their ids inside the segment, sorted by (value, sample_id),
+A run is an uncompressed IPC file of the part's values with their ids inside the segment, sorted by (value, sample_id),
 without the samples that have no value. Its metadata has the first value of each record batch, so that a range of values
-is found without reading the others, and the values of the rows that decide where buckets are cut.
+is found without reading the others, and the values of the rows that decide where buckets are cut. The values are left
+in the order of the rows as well, for the reduce to copy.
 """
 
 from __future__ import annotations

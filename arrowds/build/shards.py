@@ -1,7 +1,7 @@
 """A build in pieces, by processes that share nothing but the index's folder or bucket: plan once, map, reduce.
 
-Any launcher may start them (a Slurm array, a Kubernetes Job, GNU parallel), on any machines, in any order within a stage,
-and again: what is finished is skipped, whatever the number of shards was.
+Any launcher may start them (a Slurm array, a Kubernetes Job, GNU parallel), on any machines, in any order within a
+stage, and again: what is finished is skipped, whatever the number of shards was.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def plan_build(
         plan = plan_analysis(store, open_source(source), metrics, overwrite=overwrite)
     if isinstance(plan, Manifest):
         return open_index(path, storage_options=storage_options)
-    begin(store, plan.key, plan.to_json(), resume=True)
+    begin(store, plan.key, plan.to_json(), resume=True, again=plan.not_reusable)
     return plan
 
 
@@ -100,7 +100,9 @@ def map_shard(
         of: how many shares there are; it may differ between runs.
         source: the data, where the plan can't open it: tables in memory, datasets in Python.
         metrics: the metrics, where the plan can't rebuild them: Python functions.
-        workers, progress, storage_options: as for :func:`arrowds.analyze`.
+        workers: as for :func:`arrowds.analyze`.
+        progress: as for :func:`arrowds.analyze`.
+        storage_options: as for :func:`arrowds.analyze`.
 
     Returns:
         The names of the metrics that wait for totals: run the shard once more when all others have ended.
@@ -162,7 +164,10 @@ def reduce_build(
         path: the folder or URL of the index.
         shard: which share of the buckets this is, from 1 to ``of``; by default all.
         of: how many shares there are.
-        source, metrics, workers, storage_options: as for :func:`map_shard`.
+        source: as for :func:`map_shard`.
+        metrics: as for :func:`map_shard`.
+        workers: as for :func:`map_shard`.
+        storage_options: as for :func:`map_shard`.
 
     Returns:
         The index; None while other shards are not finished.
@@ -212,7 +217,7 @@ def _all_mapped(plan: BuildPlan) -> dict[str, np.ndarray]:
                 raise IndexNotFoundError(
                     f"metric {metric.name!r} is not measured for {len(missing)} of {len(plan.parts)} parts in "
                     f"{plan.store.url}, the first one samples {missing[0].start} to {missing[0].stop - 1}: a shard has "
-                    "failed, is still running, or measures other data; run the map of every shard to its end, then reduce"
+                    "failed or is still running; run the map of every shard to its end, then reduce"
                 )
     return totals or {}
 

@@ -89,6 +89,11 @@ def part_sum(key: str, total: str, part: int) -> str:
     return f"{build(key)}/sums/{check_metric_name(total)}/{part:05d}.parquet"
 
 
+def results(key: str, metric: str) -> list[str]:
+    """The prefixes below which all results of one metric of a build lie."""
+    return [f"{build(key)}/{kind}/{check_metric_name(metric)}" for kind in ("runs", "values", "sums", "reduced")]
+
+
 def outcome(key: str, metric: str, task: str) -> str:
     """What a reduce task reports when its files are written."""
     return f"{build(key)}/reduced/{check_metric_name(metric)}/{task}.json"

@@ -20,7 +20,6 @@ from arrowds.store import Store
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow.dataset
 
 _SQL_TYPES = {
     "bool": "BOOLEAN",
@@ -122,7 +121,7 @@ def _check_names(index: Queryable) -> None:
 
 def _distribution_files(index: Queryable, name: str) -> pa.dataset.Dataset:
     """The distributions of all segments, widened to one type."""
-    import pyarrow.dataset
+    from pyarrow import dataset
 
     spec = index[name].spec
     names = [
@@ -131,7 +130,7 @@ def _distribution_files(index: Queryable, name: str) -> pa.dataset.Dataset:
         for bucket in column.column.buckets
     ]
     schema = pa.schema({VALUE: spec.stored, COUNT: pa.int64()})
-    return pyarrow.dataset.dataset([str(index.store.path(name)) for name in names], schema=schema, format="parquet")
+    return dataset.dataset([str(index.store.path(name)) for name in names], schema=schema, format="parquet")
 
 
 def _sql_column(metric: MetricIndex) -> str:

@@ -139,7 +139,7 @@ class TorchSource(Source):
 
     def _digest(self, start: int, stop: int) -> str:
         # What metrics see is what the collate function makes of the samples.
-        collated = [] if self.collate_fn is None else [callable_digest(self.collate_fn)]
+        collated = [] if self.collate_fn is None else [callable_digest(self.collate_fn).digest]
         if self._given is not None:
             return digests.combine("named", [self._given, *collated])
         rows = stop - start

@@ -40,12 +40,12 @@ class Engine(ABC):
         """Run a step in one of the engine's processes while the others wait; return its result there, else None."""
         return step()
 
-    def agree(self, facts: Mapping[str, str]) -> None:
+    def agree(self, facts: Mapping[str, str]) -> None:  # noqa: B027  # one process agrees with itself
         """Refuse to go on when the engine's processes were started with different data, metrics or code.
 
         Raises:
             ConfigError: naming what differs, and where.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most engines hold nothing
         """Give back what the engine holds; called when the build ends, whether it succeeded or not."""
