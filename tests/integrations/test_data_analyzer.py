@@ -241,8 +241,6 @@ def test_custom_hooks_replace_the_map(tmp_path: Path, threads: int) -> None:
     assert found["1-0.txt"][1:] == (["value", "sum", PER_SAMPLE, TOTAL], ["int64", "<class 'numpy.int64'>"])
     with pytest.raises(ConfigError, match="custom_reduce"):
         analyzer.run_reduce()
-    with pytest.raises(ConfigError, match="give all three"):
-        ads.DataAnalyzer(**arguments, custom_map_update=HOOKS["custom_map_update"]).run_map()
 
 
 def test_custom_reduce_gets_deepspeeds_arguments(tmp_path: Path) -> None:
