@@ -43,7 +43,9 @@ def two_metrics(values: torch.Tensor, path: Path, **arguments) -> dict:
 
 
 def files_of(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*.*") if file.is_file()}
+    """What an index consists of; views are derived, by whoever opens it."""
+    found = {str(file.relative_to(path)): file for file in path.rglob("*.*") if file.is_file()}
+    return {name: file.read_bytes() for name, file in found.items() if not name.startswith("views/")}
 
 
 @pytest.fixture

@@ -5,33 +5,39 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from arrowds.build.plan import BuildPlan, make_plan
-from arrowds.build.progress import ProgressCallback, reporting
-from arrowds.build.shared import map_share, reduce_shares
+from arrowds.build.commit import begin
+from arrowds.build.engines import LocalEngine
+from arrowds.build.operations import plan_analysis, plan_more_metrics
+from arrowds.build.plan import BuildPlan
+from arrowds.build.progress import ProgressCallback
+from arrowds.build.shards import map_parts, reduce_share
 from arrowds.errors import ConfigError
 from arrowds.index import Index, open_index
-from arrowds.index.manifest import PartRange
-from arrowds.index.paths import Layout
+from arrowds.index import manifest as manifests
+from arrowds.index.manifest import Manifest
 from arrowds.integrations.deepspeed import sample_order
 from arrowds.integrations.deepspeed.analyzer_files import PER_SAMPLE, TOTAL, AnalyzerFiles, has_thread_files
-from arrowds.integrations.deepspeed.custom_map import CustomMap, run_threads, split
+from arrowds.integrations.deepspeed.custom_map import CustomMap, ThreadRows, run_threads, split
 from arrowds.integrations.deepspeed.export import AnalyzerRun, export_index, stored_dtype
 from arrowds.integrations.deepspeed.ranks import is_initialized, together
 from arrowds.integrations.deepspeed.sample_order import SampleOrder
 from arrowds.integrations.deepspeed.stored_values import index_stored_values
 from arrowds.metrics import Kind, Metric, function
 from arrowds.sources import TorchSource
+from arrowds.store import open_store
 
 logger = logging.getLogger(__name__)
 
 _KINDS: dict[str, Kind] = {PER_SAMPLE: "per_sample", TOTAL: "total"}
-_BY_ROW, _ADDING = ".by_row", ".adding"
+_BY_ROW = ".by_row"
 _MAP_STEPS = ("init_metric_results", "update_metric_results", "finalize_metric_results")
 
 
@@ -162,15 +168,13 @@ class DataAnalyzer(AnalyzerFiles):
 
     def _map_parts(self, threads: Sequence[int]) -> None:
         plan, _ = self._plan()
+        if isinstance(plan, Manifest):
+            return
+        begin(plan.store, plan.key, plan.to_json(), resume=True)
         shares = split(0, len(plan.parts), self.num_workers * self.num_threads)
         mine = [shares[self.worker_id * self.num_threads + thread] for thread in threads]
-        numbers = [number for start, stop in mine for number in range(start, stop)]
-        rows = sum(len(plan.parts[number]) for number in numbers)
-        with reporting(rows, self.progress) as report:
-            done = 0
-            for part in map_share(plan, numbers, overwrite=self.overwrite, most_workers=len(threads)):
-                done += len(part)
-                report(done, rows)
+        parts = [part for start, stop in mine for part in plan.parts[start:stop]]
+        map_parts(plan, parts, LocalEngine(most_workers=len(threads)), self.progress)
 
     def run_reduce(self) -> Index | None:
         """Finish the index from what all workers have measured and return it.
@@ -214,10 +218,9 @@ class DataAnalyzer(AnalyzerFiles):
                 "custom_reduce"
             )
         plan, order = self._plan()
-        if plan.layout.root == Path(self.save_path):
-            index = reduce_shares(plan, overwrite=self.overwrite)
-        else:
-            index = self._in_place(reduce_shares(plan), order)
+        if not isinstance(plan, Manifest):
+            reduce_share(plan, 1, 1, LocalEngine())
+        index = open_index(self.save_path) if order is None else self._by_sample(order)
         self._write_deepspeed_files(index)
         return index
 
@@ -238,9 +241,7 @@ class DataAnalyzer(AnalyzerFiles):
             )
         together(self.run_map, comm_group)
         together(lambda: self.run_reduce() if self.worker_id == 0 else None, comm_group)
-        no_index = (
-            self.custom_reduce is not None or self._by_files or not Layout(Path(self.save_path)).manifest.exists()
-        )
+        no_index = self.custom_reduce is not None or self._by_files
         return None if no_index else open_index(self.save_path)
 
     def _threads(self) -> Sequence[int]:
@@ -257,53 +258,50 @@ class DataAnalyzer(AnalyzerFiles):
             self._described, self._made = now, _as_metrics(*said)
         return self._made
 
-    def _plan(self) -> tuple[BuildPlan, SampleOrder | None]:
-        """Return what is to be built, and the order of the samples where it is not that of the rows.
+    def _plan(self) -> tuple[BuildPlan | Manifest, SampleOrder | None]:
+        """Return what is to be built, or the snapshot that has it, and the order of the samples unless it is the rows'.
 
-        In that case, and where the metrics are to be added to an index that exists, the index is built beside
-        ``save_path`` first.
+        With an order the values are first indexed by row, beside ``save_path``, and then by sample id.
         """
-        source, root, metrics = self._source(), Path(self.save_path), self._metrics
+        source, metrics = self._source(), self._metrics
         order = sample_order.find(source, self.sample_indices)
         if order is not None:
-            return make_plan(source, [*metrics, *order.metrics], Layout(_beside(root, _BY_ROW))), order
-        plan = make_plan(source, metrics, Layout(root))
-        if self._extended(plan.fingerprint, plan.num_samples) is not None:
-            plan = make_plan(source, metrics, Layout(_beside(root, _ADDING)))
-        return plan, None
+            beside = open_store(self._by_row)
+            return plan_analysis(beside, source, [*metrics, *order.metrics], overwrite=False), order
+        store = open_store(self.save_path)
+        base = None if self.overwrite else manifests.latest(store)
+        if base is not None and {*base.metrics, *base.totals} != set(self.metric_names):
+            return plan_more_metrics(store, base, source, metrics, refresh=False), None
+        return plan_analysis(store, source, metrics, overwrite=self.overwrite), None
 
-    def _extended(self, fingerprint: str | None, num_samples: int) -> Index | None:
-        """Return the index at ``save_path`` to which these metrics are to be added, or None."""
-        if self.overwrite or not Layout(Path(self.save_path)).manifest.exists():
-            return None
-        index = open_index(self.save_path)
-        known = {*index.metrics, *index.totals}
-        same_data = index.num_samples == num_samples and fingerprint in (None, index.manifest.dataset.fingerprint)
-        return index if same_data and known.isdisjoint(self.metric_names) else None
+    @property
+    def _by_row(self) -> Path:
+        root = Path(self.save_path).absolute()
+        return root.with_name(f"{root.name}{_BY_ROW}")
 
-    def _in_place(self, beside: Index, order: SampleOrder | None) -> Index:
-        """Write what was built beside ``save_path`` there: by sample id, and with what the index there has already."""
-        extended = self._extended(None, beside.num_samples)
-        if order is not None:
-            values, totals = order.reordered(beside)
-        else:
-            values, totals = {name: _column(beside, name) for name in beside.metrics}, dict(beside.totals)
-        if extended is not None:
-            values = {name: _column(extended, name) for name in extended.metrics} | values
-            totals = {**extended.totals} | totals
-        index = index_stored_values(
-            values,
-            totals,
-            self.save_path,
-            num_samples=beside.num_samples,
-            overwrite=self.overwrite or extended is not None,
-            progress=False,
-        )
-        shutil.rmtree(beside.path)
-        return index
+    def _by_sample(self, order: SampleOrder) -> Index:
+        """Write what was indexed by row to ``save_path`` by sample id, with what the index there has already."""
+        by_row = open_index(self._by_row)
+        values, totals = order.reordered(by_row)
+        known: Index | None = None
+        if not self.overwrite and manifests.latest(open_store(self.save_path)) is not None:
+            known = open_index(self.save_path)
+        if known is None or not _has_all(known, values, totals):
+            extended = known is not None and known.num_samples == by_row.num_samples
+            if known is not None and extended and {*known.metrics, *known.totals}.isdisjoint(self.metric_names):
+                values = {name: _column(known, name) for name in known.metrics} | values
+                totals = {**known.totals} | totals
+            else:
+                extended = False
+            how: dict[str, Any] = {"overwrite": self.overwrite or extended, "progress": False}
+            known = index_stored_values(values, totals, self.save_path, num_samples=by_row.num_samples, **how)
+        shutil.rmtree(self._by_row)
+        return known
 
     def _write_deepspeed_files(self, index: Index) -> None:
-        """Write DeepSpeed's files of this analysis's metrics below the folder of the index."""
+        """Write DeepSpeed's files of this analysis's metrics below the folder of the index, if it is one."""
+        if "://" in str(self.save_path):
+            return
         own = [name for name in self.metric_names if name in index.totals or self.deepspeed_files]
         integers = [name for name in own if stored_dtype(index, name).kind in "iub"]
         if left := sorted(set(own) - set(integers)):
@@ -335,15 +333,18 @@ class DataAnalyzer(AnalyzerFiles):
             worker_id=self.worker_id,
         )
 
-    def _rows_of(self, threads: Sequence[int]) -> list[PartRange]:
+    def _rows_of(self, threads: Sequence[int]) -> list[ThreadRows]:
         """Return the rows of some threads of this worker, cut as DeepSpeed cuts them."""
         start, stop = split(0, len(self.dataset), self.num_workers)[self.worker_id]
         ranges = split(start, stop, self.num_threads)
-        return [PartRange(number=n, start=ranges[n][0], stop=ranges[n][1]) for n in threads]
+        return [ThreadRows(n, *ranges[n]) for n in threads]
 
 
-def _beside(root: Path, suffix: str) -> Path:
-    return root.absolute().with_name(f"{root.absolute().name}{suffix}")
+def _has_all(index: Index, values: Mapping[str, pa.Array], totals: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether an index has just these values and totals among its own."""
+    return all(
+        name in index.metrics and _column(index, name).equals(column) for name, column in values.items()
+    ) and all(name in index.totals and np.array_equal(index.totals[name], total) for name, total in totals.items())
 
 
 def _column(index: Index, name: str) -> pa.Array:
