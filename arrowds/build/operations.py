@@ -90,6 +90,7 @@ def plan_more_metrics(
         SourceError: when the source is not the data of the index.
     """
     wanted = checked_metrics(source, metrics)
+    _check_same_data(store, base, source)
     known = definitions(base)
     taken = [metric.name for metric in wanted if metric.name in known]
     if taken and not refresh:
@@ -98,7 +99,6 @@ def plan_more_metrics(
         raise IndexExistsError(
             f"{store.url} has {', '.join(taken)} already; choose other names, or pass refresh=True to measure them anew"
         )
-    _check_same_data(store, base, source)
     bounds = [*base.first_ids, base.num_samples]
     segments = tuple(
         SegmentPlan(number, start, stop, segment.fingerprint)

@@ -64,6 +64,8 @@ class MixtureSampler(BatchStream):
     >>> folder.cleanup()
     """
 
+    _of_the_pass = ("_draws",)
+
     def __init__(
         self,
         indexes: Mapping[str, MetricSource],
@@ -84,7 +86,7 @@ class MixtureSampler(BatchStream):
             world_size=world_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
         )
-        super().__init__(layout)
+        super().__init__(layout, num_epochs=num_epochs, drop_last=drop_last)
         self._sources = [
             _Source(name, index, (curricula or {}).get(name, {}), place)
             for place, (name, index) in enumerate(indexes.items())
@@ -94,7 +96,7 @@ class MixtureSampler(BatchStream):
             raise ConfigError(f"curricula name {sorted(unknown)}, but the sources are {list(indexes)}")
         bounds = itertools.accumulate((index.num_samples for index in indexes.values()), initial=0)
         self.offsets = dict(zip(indexes, bounds, strict=False))
-        self.seed, self.num_epochs, self.drop_last = seed, num_epochs, drop_last
+        self.seed = seed
         schedule = [(1, weights)] if isinstance(weights, Mapping) else list(weights)
         self._starts, self._shares = _checked(schedule, list(indexes))
         if self.stop < 1:
@@ -105,7 +107,11 @@ class MixtureSampler(BatchStream):
         phase, leaf = np.nonzero(change)
         before = (self._starts - 1) * size
         self._plan = DrawPlan(len(indexes), Changes(phase, leaf, change[phase, leaf]), before, batch=size)
-        self._draws = [self._draws_of(source) for source in self._sources]
+        _ = self._draws  # Errors in the curricula are due here, not at the first batch.
+
+    @cached_property
+    def _draws(self) -> list[StatelessDraws]:
+        return [self._draws_of(source) for source in self._sources]
 
     def _draws_of(self, source: _Source) -> StatelessDraws:
         """Return the draws of one source; a phase of its curriculum begins after what the mixture has drawn by then."""
@@ -135,12 +141,6 @@ class MixtureSampler(BatchStream):
     def samples_per_epoch(self) -> int:
         """How many samples all sources have together."""
         return sum(source.index.num_samples for source in self._sources)
-
-    @cached_property
-    def end(self) -> int:
-        """How many samples are drawn in all."""
-        total = self.samples_per_epoch * self.num_epochs
-        return total // self.layout.global_batch_size * self.layout.global_batch_size if self.drop_last else total
 
     def batches_from(self, step: int) -> Int64:
         """Return the global batches of a step and some after it: ``[steps, global_batch_size]``.

@@ -71,6 +71,8 @@ class CurriculumSampler(BatchStream):
     >>> folder.cleanup()
     """
 
+    _of_the_pass = ("_phases", "_draws")
+
     def __init__(
         self,
         index: MetricSource,
@@ -95,18 +97,14 @@ class CurriculumSampler(BatchStream):
             world_size=world_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
         )
-        super().__init__(layout, exclude_steps=exclude_steps, record=record)
+        super().__init__(layout, num_epochs=num_epochs, drop_last=drop_last, exclude_steps=exclude_steps, record=record)
         self._draws_class = find_draws(order)
-        if num_epochs < 1 or index.num_samples < 1:
-            raise (ConfigError if num_epochs < 1 else EmptyDatasetError)(
-                f"nothing to draw: {index.num_samples} samples, num_epochs={num_epochs}"
-            )
+        if index.num_samples < 1:
+            raise EmptyDatasetError("nothing to draw: the index has no samples")
         self.index = index
         self.metrics = parse_curriculum(curriculum)
         self.seed = seed
-        self.num_epochs = num_epochs
         self.order = order
-        self.drop_last = drop_last
         self._exclude_ids = np.unique(np.array([] if exclude_ids is None else list(exclude_ids), np.int64))
         self._derived = _derived(index, self.metrics)
         self._allowed = None if where is None else _allowed(index, where)
@@ -127,12 +125,10 @@ class CurriculumSampler(BatchStream):
             return self.index.num_samples - len(self._exclude_ids)
         return int(self._allowed.sum() - self._allowed[self._exclude_ids].sum())
 
-    @cached_property
-    def end(self) -> int:
-        """How many samples are drawn in all, the excluded steps counted."""
-        total = self.samples_per_epoch * self.num_epochs
-        unit = self.layout.micro_samples if self._draws_class.partial_steps else self.layout.global_batch_size
-        return total // unit * unit if self.drop_last else total
+    @property
+    def _unit(self) -> int:
+        """What ``drop_last`` leaves whole: the global batch, or the microbatch of all ranks."""
+        return self.layout.micro_samples if self._draws_class.partial_steps else self.layout.global_batch_size
 
     @cached_property
     def _phases(self) -> Phases:
@@ -167,8 +163,9 @@ class CurriculumSampler(BatchStream):
         self.metrics = tuple(
             replace(metric, function=functions.get(metric.name, metric.function)) for metric in self.metrics
         )
-        for cached in ("_phases", "_draws"):
+        for cached in self._of_the_pass:
             self.__dict__.pop(cached, None)
+        self._moves += 1  # a running iteration draws its next batch again
 
     def identity(self) -> dict[str, Any]:
         """Return what a saved state must agree in."""

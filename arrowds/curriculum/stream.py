@@ -7,7 +7,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.trace import Recorder, Row
 from arrowds.errors import ConfigError, StateMismatchError
+from arrowds.shares import refuse_second_division
 
 Int64 = npt.NDArray[np.int64]
 
@@ -24,28 +25,50 @@ logger = logging.getLogger(__name__)
 
 
 class BatchStream(ABC):
-    """The microbatches of one rank. Iterating resumes at the position and stops after the last microbatch.
+    """The microbatches of one rank, in passes of ``num_epochs`` epochs.
 
-    The position counts the samples yielded to all ranks, so any other layout with the same global batch size can resume
-    from it, also in the middle of a step. All ranks yield the same number of microbatches. None of them is empty: if
-    fewer samples than ranks remain at the end, they are left out.
+    As with torch's samplers, every ``iter()`` starts at the same place, whatever was yielded before: the beginning of
+    the pass, or the position of a state that was loaded, until an iteration from there is complete. ``set_epoch``
+    chooses the pass; each continues the one before it, as a larger ``num_epochs`` would. An iteration that is running
+    when a state is loaded continues from there.
+
+    The position counts what was yielded, in samples of the whole global batch, so any other layout with the same
+    global batch size can resume from it, also in the middle of a step. All ranks yield equally many microbatches. At
+    the end none of them is empty: samples that are fewer than the ranks are left out.
 
     Attributes:
         layout: how batches are divided.
-        num_epochs: how many epochs there are.
-        recorder: records what this rank consumes; None: no record.
+        num_epochs: how many epochs a pass has.
+        epoch: the number of the pass, from 0.
+        drop_last: whether samples at the end that do not fill a batch are left out.
+        recorder: what keeps the record of this rank; None when there is none.
     """
 
+    _of_the_pass: tuple[str, ...] = ()  # cached properties that depend on how many epochs there are
+
     def __init__(
-        self, layout: RankLayout, *, exclude_steps: Iterable[int] = (), record: str | PathLike[str] | None = None
+        self,
+        layout: RankLayout,
+        *,
+        num_epochs: int,
+        drop_last: bool,
+        exclude_steps: Iterable[int] = (),
+        record: str | PathLike[str] | None = None,
     ) -> None:
+        if num_epochs < 1:
+            raise ConfigError(f"num_epochs={num_epochs}: at least one epoch is needed")
         self.layout = layout
-        self.num_epochs = 1
+        self.num_epochs = num_epochs
+        self.drop_last = drop_last
+        self.epoch = 0
         self._excluded = frozenset(int(step) for step in exclude_steps)
         self.recorder = None if record is None else Recorder(record, rank=layout.rank)
         if self.recorder is not None:
             weakref.finalize(self, self.recorder.finish)  # a loop that is left early loses no rows
         self._position = 0  # How many samples were yielded to all ranks, those of excluded steps counted.
+        self._start = 0  # The position at which an iteration starts.
+        self._moves = 0  # How often the position was set; a running iteration follows.
+        self._completed = False  # Whether this pass was yielded to its end.
 
     @property
     @abstractmethod
@@ -53,9 +76,26 @@ class BatchStream(ABC):
         """How many samples one epoch counts."""
 
     @property
-    @abstractmethod
     def end(self) -> int:
-        """How many samples are drawn in all, the excluded steps counted."""
+        """How many samples are drawn up to the end of this pass, the excluded steps counted."""
+        return self._end_of(self.epoch)
+
+    def _end_of(self, epoch: int) -> int:
+        total = self.samples_per_epoch * self.num_epochs * (epoch + 1)
+        return total // self._unit * self._unit if self.drop_last else total
+
+    def _begin_of(self, epoch: int) -> int:
+        """Return where a pass begins: where the last one ends, or after a rest of its step too small for all ranks."""
+        if epoch == 0:
+            return 0
+        position = self.layout.handed_out(self._end_of(epoch - 1))
+        rest = -position % self.layout.global_batch_size
+        return position if rest == self.layout.handed_out(rest) else position + rest
+
+    @property
+    def _unit(self) -> int:
+        """What ``drop_last`` leaves whole: the global batch."""
+        return self.layout.global_batch_size
 
     @property
     def stop(self) -> int:
@@ -76,7 +116,7 @@ class BatchStream(ABC):
 
     @property
     def num_steps(self) -> int:
-        """How many global steps there are, the last of which may be shorter."""
+        """How many global steps there are up to the end of this pass, the last of which may be shorter."""
         return self._step_of(self.stop)
 
     def samples_at(self, step: int) -> int:
@@ -84,19 +124,44 @@ class BatchStream(ABC):
         return max(0, min(self.layout.global_batch_size, self.stop - (step - 1) * self.layout.global_batch_size))
 
     def __len__(self) -> int:
-        """Return how many microbatches this rank gets in all."""
-        whole, rest = divmod(self.stop, self.layout.global_batch_size)
+        """Return how many microbatches this rank gets in a whole pass."""
+        return self._microbatches_until(self.stop) - self._microbatches_until(self._begin_of(self.epoch))
+
+    def _microbatches_until(self, stop: int) -> int:
+        """Return how many microbatches there are before a position, those of excluded steps left out."""
+        size = self.layout.global_batch_size
+        whole, rest = divmod(stop, size)
         excluded = sum(
-            self._microbatches(self.samples_at(step)) for step in self._excluded if 1 <= step <= self.num_steps
+            self._microbatches(min(size, stop - (step - 1) * size))
+            for step in self._excluded
+            if 0 < step * size < stop + size
         )
         return whole * self.layout.gradient_accumulation_steps + self._microbatches(rest) - excluded
 
     def _microbatches(self, samples: int) -> int:
         return -(-samples // self.layout.micro_samples)
 
+    @property
+    def batch_size(self) -> int:
+        """Samples of one rank in one microbatch, by the name that torch's batch samplers have for it."""
+        refuse_second_division(self.layout.rank, self.layout.world_size)
+        return self.layout.micro_batch_size
+
+    @property
+    def sampler(self) -> Self:
+        """The sampler itself: Lightning and Accelerate call ``batch_sampler.sampler.set_epoch`` before each epoch."""
+        return self
+
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the ids of this rank's microbatches from the position on, and record them if there is a recorder."""
-        yield from self.draw(None if self.recorder is None else self.recorder.add)
+        """Yield the ids of this rank's microbatches up to the end of the pass; a record notes them as they are yielded.
+
+        Raises:
+            ConfigError: where Accelerate divides among its processes what is the share of one rank already.
+        """
+        return self.draw(None) if self.recorder is None else self._recorded(self.draw(self.recorder.add))
+
+    def _recorded(self, batches: Iterator[list[int]]) -> Iterator[list[int]]:
+        yield from batches
         self.close()
 
     def draw(self, note: Callable[[Row], None] | None) -> Iterator[list[int]]:
@@ -105,18 +170,36 @@ class BatchStream(ABC):
         Args:
             note: called with the row of each microbatch before it is yielded.
         """
-        micro, size, end = self.layout.micro_samples, self.layout.global_batch_size, self.stop
+        refuse_second_division(self.layout.rank, self.layout.world_size)
+        if self._start >= self.stop:
+            logger.warning(
+                "the sampler is exhausted: raise num_epochs, or call set_epoch(%d)",
+                self.epoch + 1,
+            )
+        elif self._completed:
+            logger.warning(
+                "the sampler yields the batches of pass %d once more: call set_epoch(%d) for those that follow, "
+                "or iterate over a CurriculumDataLoader, which continues by itself",
+                self.epoch,
+                self.epoch + 1,
+            )
+        self._position = self._start
+        return self._draw_from(self._start, note)
+
+    def _draw_from(self, position: int, note: Callable[[Row], None] | None) -> Iterator[list[int]]:
+        micro, size = self.layout.micro_samples, self.layout.global_batch_size
         start, stop = self.layout.mine(micro)
-        whole = end // size * size
-        first, ready = 0, list[list[int]]()
-        if self._position >= end:
-            logger.warning("the sampler is exhausted: raise num_epochs, or call reset()")
+        first, ready, moves = 0, list[list[int]](), self._moves
+        end = self.stop
         while True:
-            position = self._after_excluded(self._position) if self._excluded else self._position
+            if moves != self._moves:
+                position, end, ready, moves = self._position, self.stop, [], self._moves
+            if self._excluded:
+                position = self._after_excluded(position)
             count = min(micro, size - position % size, end - position)
             if count < micro and not self._serves_all(position, count):
                 break
-            if position >= whole or count < micro or position % micro:
+            if position >= end // size * size or count < micro or position % micro:
                 ids = self._odd(position, count)
             else:
                 number = position // micro
@@ -125,10 +208,12 @@ class BatchStream(ABC):
                     first = (step - 1) * self.layout.gradient_accumulation_steps
                     ready = self.batches_from(step).reshape(-1, micro)[:, start:stop].tolist()
                 ids = ready[number - first]
-            self._position = position + count
             if note is not None:
                 note((position // size + 1, position % size // micro, list(ids)))
+            position += count
+            self._position = position
             yield ids
+        self._start, self._completed = self._begin_of(self.epoch), True
 
     def _serves_all(self, position: int, count: int) -> bool:
         """Whether ``count`` samples make a microbatch; fewer than ranks do so only in the middle of the run."""
@@ -161,24 +246,50 @@ class BatchStream(ABC):
         return batch
 
     def reset(self) -> None:
-        """Move to the beginning."""
-        self._position = 0
+        """Go back to the beginning of the first pass."""
+        self._choose(0)
+        self._go_to(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pass of ``num_epochs`` that the next iteration yields; the present one keeps its place.
+
+        A resumed loop may thus name the pass in which its state was taken. A later pass draws what a sampler with a
+        larger ``num_epochs`` draws there: a curriculum does not start over.
+
+        Raises:
+            ConfigError: when ``epoch`` is below 0.
+        """
+        if epoch < 0:
+            raise ConfigError(f"epochs count from 0, got {epoch}")
+        if epoch != self.epoch:
+            self._choose(epoch)
+            self._go_to(self._begin_of(epoch))
 
     def add_epochs(self) -> None:
-        """Add epochs until there is something left to yield; batches already yielded do not change.
+        """Move on to the next pass, unless something of this one is left to yield.
 
-        A short last step is continued, unless its rest is too small to serve all ranks: then the next step follows.
+        A short last step is continued, unless a rank would get nothing of its rest: then the step after it is next.
         """
-        size = self.layout.global_batch_size
+        size, position = self.layout.global_batch_size, self._position
         while True:
-            position = self._after_excluded(self._position)
+            position = self._after_excluded(position)
             if self._serves_all(position, min(size - position % size, self.stop - position)):
-                return
-            self.num_epochs += 1
-            for cached in ("end", "_draws"):  # cached properties; the draws know where they end
-                self.__dict__.pop(cached, None)
-            if (rest := -self._position % size) != self.layout.handed_out(rest):
-                self._position += rest
+                break
+            self._choose(self.epoch + 1)
+            position = max(position, self._begin_of(self.epoch))
+        self._go_to(position)
+
+    def _choose(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch = epoch
+            for name in self._of_the_pass:
+                self.__dict__.pop(name, None)
+
+    def _go_to(self, position: int) -> None:
+        """Continue at a position, also in a running iteration."""
+        self._position = self._start = position
+        self._moves += 1
+        self._completed = False
 
     def close(self) -> None:
         """Close the record, if there is one."""
@@ -235,6 +346,7 @@ class BatchStream(ABC):
         return {
             "version": STATE_VERSION,
             **self.identity(),
+            "epoch": self.epoch,
             "curriculum_step": step,
             "consumed_samples": position,
             "current_difficulties": self.difficulties_at(step) if position else {},
@@ -253,7 +365,14 @@ class BatchStream(ABC):
         if state is None:
             logger.warning("the checkpoint has no sampler state; the sampler stays at its current position")
             return
-        self._position = self.checked_position(state)
+        self._resume(self.checked_position(state), state.get("epoch"))
+
+    def _resume(self, position: int, epoch: int | None) -> None:
+        """Go to a position of a pass; None: the first pass that reaches it."""
+        if epoch is None:
+            epoch = max(0, -(-position // (self.samples_per_epoch * self.num_epochs)) - 1)
+        self._choose(epoch)
+        self._go_to(max(position, self._begin_of(epoch)))
 
     def checked_position(self, state: Mapping[str, Any]) -> int:
         """Return the position of a saved state if it fits this stream; change nothing.
@@ -278,6 +397,9 @@ class BatchStream(ABC):
         position = state.get("consumed_samples")
         if not isinstance(position, int) or isinstance(position, bool) or position < 0:
             raise StateMismatchError(f"the saved state has an invalid position: {position!r} samples")
+        epoch = state.get("epoch", 0)
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+            raise StateMismatchError(f"the saved state has an invalid epoch: {epoch!r}")
         return position
 
 

@@ -123,7 +123,8 @@ class CurriculumDataLoader:
         self._loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=self._drawing, **options)  # type: ignore[arg-type]  # any iterable of lists of ids works
         self._place: Any = None  # after the batch last handed out; None: the sampler's position
         self._owner: object = None  # the running iteration
-        self._moved = False  # the running iteration must restart from the sampler's position
+        self._moved = False  # the running iteration is to start again, from the sampler's position
+        self._ended = False  # the last iteration was complete
 
     @property
     def current_difficulties(self) -> dict[str, Any]:
@@ -137,6 +138,8 @@ class CurriculumDataLoader:
     def __iter__(self) -> Iterator[Any]:
         owner = self._owner = object()
         hand_out = self._drawing.hand_out
+        if self._ended:
+            self._draw_on()
         self._go_back()
         self._moved = True
         try:
@@ -152,7 +155,17 @@ class CurriculumDataLoader:
                         break
         finally:
             self._drawing.write_record()
-        self._place = None
+        self._place, self._ended = None, True
+
+    def _draw_on(self) -> None:
+        """Move a curriculum, whose passes are all in its state, on to the next one; other samplers have moved on."""
+        self._ended = False
+        if hasattr(self.sampler, "add_epochs"):
+            self.sampler.add_epochs()
+
+    def take_over(self, earlier: CurriculumDataLoader) -> None:
+        """Continue where a loader over the same sampler is, which must not be used any more."""
+        self._place, self._ended = earlier._place, earlier._ended
 
     def _go_back(self) -> None:
         """Move the sampler back to the last batch handed out."""
@@ -163,7 +176,7 @@ class CurriculumDataLoader:
         """Add epochs to a sampler that has finished its own; samplers without ``add_epochs`` are unchanged."""
         if hasattr(self.sampler, "add_epochs"):
             self._go_back()
-            self.sampler.add_epochs()
+            self._draw_on()
             self._place, self._moved = None, True
 
     def set_epoch(self, epoch: int) -> None:
@@ -175,7 +188,7 @@ class CurriculumDataLoader:
         if set_epoch is not None:
             self._go_back()
             set_epoch(epoch)
-            self._place, self._moved = None, True
+            self._place, self._moved, self._ended = None, True, False
 
     def set_custom_curriculum_learning_schedule(self, functions: Mapping[str, Callable[[int], Any]]) -> None:
         """Set the functions of the step for metrics whose schedule is "custom", from the next batch on."""
@@ -203,7 +216,7 @@ class CurriculumDataLoader:
         if state is None:
             return
         self.sampler.load_state_dict(state)
-        self._place, self._moved = None, True
+        self._place, self._moved, self._ended = None, True, False
 
 
 def check_length(dataset: Any, sampler: Any) -> None:
@@ -223,10 +236,11 @@ _END = object()
 
 
 class RepeatingLoader:
-    """A loader without an end: when it is exhausted, it restarts.
+    """A loader without an end: after its last batch the next epoch follows.
 
-    A sampler that reshuffles every epoch continues with the next epoch. A curriculum continues beyond its epochs, at
-    the difficulty that it has reached.
+    A loader that moves on by itself, such as :class:`CurriculumDataLoader`, does so: a curriculum draws on as with a
+    larger ``num_epochs``. For any other, ``set_epoch`` is called with the next epoch, on the loader, or else on its
+    sampler, batch sampler and dataset, where they have it: torch's ``DistributedSampler`` shuffles again.
 
     >>> loader = RepeatingLoader([1, 2])
     >>> [next(loader) for _ in range(5)]
@@ -235,7 +249,8 @@ class RepeatingLoader:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        self._batches: Iterator[Any] = iter(loader)
+        self._ended = 0  # how many epochs
+        self._batches = self._restart()
 
     def __iter__(self) -> RepeatingLoader:
         return self
@@ -243,6 +258,9 @@ class RepeatingLoader:
     def __next__(self) -> Any:
         batch = next(self._batches, _END)
         if batch is _END:
+            self._ended += 1
+            for part, epoch in self._epochs:
+                part.set_epoch(max(epoch + 1, _epoch_of(part, self._ended)))
             batch = next(self._restart(), _END)
         if batch is _END and hasattr(self.loader, "add_epochs"):
             self.loader.add_epochs()
@@ -252,9 +270,9 @@ class RepeatingLoader:
         return batch
 
     def _restart(self) -> Iterator[Any]:
-        batches: Iterator[Any]
-        self._batches = batches = iter(self.loader)
-        return batches
+        self._epochs = [(part, _epoch_of(part, self._ended)) for part in _parts_with_epochs(self.loader)]
+        self._batches = iter(self.loader)
+        return self._batches
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -269,3 +287,21 @@ class RepeatingLoader:
         """Load the loader's state and resume there."""
         self.loader.load_state_dict(state)
         self._restart()
+
+
+def _parts_with_epochs(loader: Any) -> list[Any]:
+    """Return what orders the samples of a loader and must be told the epoch; nothing where the loader sees to it."""
+    if hasattr(loader, "add_epochs"):
+        return []
+    if hasattr(loader, "set_epoch"):
+        return [loader]
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    parts = [batch_sampler, *(getattr(part, "sampler", None) for part in (loader, batch_sampler))]
+    parts.append(getattr(loader, "dataset", None))
+    return list({id(part): part for part in parts if hasattr(part, "set_epoch")}.values())
+
+
+def _epoch_of(part: Any, ended: int) -> int:
+    """Return the epoch that a sampler is in, or Accelerate's loader; of one that does not say, by those that ended."""
+    epoch = getattr(part, "epoch", getattr(part, "iteration", ended))
+    return epoch if isinstance(epoch, int) else ended

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,9 @@ def scale_lr_by_batch_size(
     """Return a torch scheduler that multiplies another one's learning rates by a factor of each step's batch size.
 
     The learning rate of the first step is set at once; call `step()` after each optimizer step. The scheduler below
-    never sees a scaled rate. `state_dict()` holds both and resumes exactly.
+    never sees a scaled rate. `step(n)` goes to step n, counted from 0 over all epochs, as torch's schedulers take an
+    epoch: `step(0)` before a loop over the same batches starts over with the first of them. Over a `ReduceLROnPlateau`
+    the argument is its metric. `state_dict()` holds both schedulers and resumes exactly.
 
     Args:
         scheduler: the scheduler below, or an optimizer with constant learning rates.
@@ -77,7 +81,7 @@ class _FixedSizes:
 
 
 class _PlannedSizes:
-    """The batch sizes of a plan, epoch after epoch; steps must ascend."""
+    """The batch sizes of a plan, epoch after epoch; remembers the epoch of the step last asked for."""
 
     def __init__(self, plan: TokenBatchPlan) -> None:
         self.plan = plan
@@ -87,9 +91,15 @@ class _PlannedSizes:
     def at(self, step: int) -> int:
         while step - self.before >= len(self.sizes):
             self.before += len(self.sizes)
-            self.plan = self.plan.with_epoch(self.plan.epoch + 1)
-            self.sizes = self.plan.batch_sizes
+            self._choose(self.plan.epoch + 1)
+        while step < self.before:
+            self._choose(self.plan.epoch - 1)
+            self.before -= len(self.sizes)
         return int(self.sizes[step - self.before])
+
+    def _choose(self, epoch: int) -> None:
+        self.plan = self.plan.with_epoch(epoch)
+        self.sizes = self.plan.batch_sizes
 
     def state(self) -> dict[str, Any]:
         return {"plan": self.plan.digest, "epoch": self.plan.epoch, "before": self.before}
@@ -99,8 +109,8 @@ class _PlannedSizes:
             raise StateMismatchError(
                 "the learning-rate state was saved with another plan: its samples or lengths differ"
             )
-        self.plan, self.before = self.plan.with_epoch(state["epoch"]), state["before"]
-        self.sizes = self.plan.batch_sizes
+        self._choose(state["epoch"])
+        self.before = state["before"]
 
 
 def _sizes(batch_sizes: TokenBatchPlan | Sequence[int] | npt.NDArray[Any]) -> _FixedSizes | _PlannedSizes:
@@ -112,12 +122,29 @@ def _sizes(batch_sizes: TokenBatchPlan | Sequence[int] | npt.NDArray[Any]) -> _F
     return _FixedSizes(sizes)
 
 
+def _target(epoch: int | None = None) -> int | None:
+    """Return the step to go to, or None for the next."""
+    if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0):
+        raise ConfigError(f"step({epoch!r}): expected the number of a step, from 0, or nothing for the next")
+    return None if epoch is None else int(epoch)
+
+
+@contextmanager
+def _without_advice(*, moving: bool) -> Iterator[None]:
+    """Keep torch from warning of an epoch as argument, and of a step before the optimizer's, where both are meant."""
+    with warnings.catch_warnings():
+        if moving:
+            warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+        yield
+
+
 @cache
 def scheduler_class() -> Any:
     """Return the scheduler's class, defined when torch is first needed."""
     try:
         from torch.optim import Optimizer
-        from torch.optim.lr_scheduler import LRScheduler
+        from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
     except ImportError as error:
         raise MissingExtraError("torch", "torch") from error
 
@@ -136,13 +163,16 @@ def scheduler_class() -> Any:
             self._scale()
 
         def step(self, *args: Any, **kwargs: Any) -> None:
-            """Advance one step; arguments are passed to the scheduler below, such as a metric."""
-            for group, rate in zip(self.optimizer.param_groups, self.unscaled_lrs, strict=True):
+            """Move to the next step, or to the step that is named; a plateau scheduler below gets its metric."""
+            target = None if isinstance(self.below, ReduceLROnPlateau) else _target(*args, **kwargs)
+            unscaled = self.base_lrs if target == 0 else self.unscaled_lrs
+            for group, rate in zip(self.optimizer.param_groups, unscaled, strict=True):
                 group["lr"] = rate
             if self.below is not None:
-                self.below.step(*args, **kwargs)
+                with _without_advice(moving=target is not None):
+                    self.below.step(*args, **kwargs)
             self.unscaled_lrs = [group["lr"] for group in self.optimizer.param_groups]
-            self.last_epoch += 1
+            self.last_epoch = self.last_epoch + 1 if target is None else target
             self._scale()
 
         def get_last_lr(self) -> list[Any]:

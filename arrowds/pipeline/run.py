@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from os import PathLike
@@ -14,6 +15,7 @@ import pyarrow as pa
 from arrowds.errors import ConfigError
 from arrowds.integrations.deepspeed.ranks import together
 from arrowds.loading import CurriculumDataLoader
+from arrowds.pipeline.claim import claimed
 from arrowds.pipeline.config import PipelineConfig, load_config
 from arrowds.pipeline.data import create_data_loader, prepare_index
 from arrowds.pipeline.group import Ranks, process_group
@@ -60,15 +62,15 @@ def run_pipeline(
         progress: called after every step, on rank 0.
 
     Raises:
-        ConfigError: for an invalid configuration.
+        ConfigError: for an invalid configuration, or when another run is writing to the output folder.
     """
     checked = load_config(config)
-    with process_group(deepspeed=checked.training.engine == "deepspeed") as ranks:
+    with process_group(deepspeed=checked.training.engine == "deepspeed") as ranks, _sole_run(checked, ranks):
         together(lambda: None if ranks.rank else prepare_index(None, checked))
         only_open = checked.model_copy(update={"index": checked.index.model_copy(update={"metrics": []})})
         loader = create_data_loader(None, only_open, rank=ranks.rank, world_size=ranks.world_size)
         model = make_model(checked.model)
-        return execute_data_pipeline(model, loader, checked, resume=resume, progress=progress)
+        return _train(model, loader, checked, ranks, resume=resume, progress=progress)
 
 
 def execute_data_pipeline(
@@ -94,25 +96,44 @@ def execute_data_pipeline(
         progress: called after every step, on rank 0.
 
     Raises:
-        ConfigError: when the model returns no loss, or the loader has another rank or world size than this process.
+        ConfigError: when the model returns no loss, the loader was made for other ranks than there are, or another run
+            is writing to the output folder.
         StateMismatchError: when the checkpoints are of another model, dataset or curriculum.
         MissingExtraError: when torch or DeepSpeed is not installed.
     """
     checked = load_config(config)
-    with process_group(deepspeed=checked.training.engine == "deepspeed") as ranks:
-        _check_ranks(loader, ranks)
-        trainer = make_trainer(model, checked, ranks)
-        saved = trainer.load(checked.output / CHECKPOINTS) if resume else None
-        begun = 0 if saved is None else int(saved["step"])
-        if saved is not None:
-            loader.load_state_dict(saved["loader"])
-        tables = RunTables(checked.output, resumed_from=begun)
-        run = _Run(trainer=trainer, loader=loader, config=checked, ranks=ranks, tables=tables)
-        done = run.train(begun, progress)
-        losses, difficulties = tables.tables()
-        return TrainingRun(
-            output=checked.output, steps=done, resumed_from=begun, losses=losses, difficulties=difficulties
-        )
+    with process_group(deepspeed=checked.training.engine == "deepspeed") as ranks, _sole_run(checked, ranks):
+        return _train(model, loader, checked, ranks, resume=resume, progress=progress)
+
+
+@contextmanager
+def _sole_run(config: PipelineConfig, ranks: Ranks) -> Iterator[None]:
+    """Keep other runs out of the output folder; of several processes the first one holds it for all."""
+    with ExitStack() as held:
+        together(lambda: None if ranks.rank else held.enter_context(claimed(config.output)))
+        yield
+
+
+def _train(
+    model: Any,
+    loader: CurriculumDataLoader,
+    config: PipelineConfig,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    progress: Progress | None,
+) -> TrainingRun:
+    _check_ranks(loader, ranks)
+    trainer = make_trainer(model, config, ranks)
+    saved = trainer.load(config.output / CHECKPOINTS) if resume else None
+    begun = 0 if saved is None else int(saved["step"])
+    if saved is not None:
+        loader.load_state_dict(saved["loader"])
+    tables = RunTables(config.output, resumed_from=begun)
+    run = _Run(trainer=trainer, loader=loader, config=config, ranks=ranks, tables=tables)
+    done = run.train(begun, progress)
+    losses, difficulties = tables.tables()
+    return TrainingRun(output=config.output, steps=done, resumed_from=begun, losses=losses, difficulties=difficulties)
 
 
 def _check_ranks(loader: Any, ranks: Ranks) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Self
 
 from arrowds.errors import ConfigError, StateMismatchError
+from arrowds.shares import refuse_second_division
 from arrowds.token_batches.plan import TokenBatchPlan
 from arrowds.token_batches.rules import require_at_least
 
@@ -68,7 +69,13 @@ class TokenBudgetBatchSampler:
         """Batches of each rank in this epoch, including those already yielded."""
         return len(self.plan) // self.world_size
 
+    @property
+    def sampler(self) -> Self:
+        """The sampler itself: Lightning and Accelerate call ``batch_sampler.sampler.set_epoch`` before each epoch."""
+        return self
+
     def __iter__(self) -> Iterator[list[int]]:
+        refuse_second_division(self.rank, self.world_size)
         start, self._start = self._start, 0
         self._given = start
         plan = self.plan

@@ -183,7 +183,8 @@ def test_a_cluster_smaller_than_a_batch_fills_it(order: str, make_index: Callabl
     few = make_index({"seqlen": pa.array([1, 1, *[30] * (SAMPLES - 2)])})
     sampler = ours(efficiency({"seqlen": LINEAR | {"index_path": few.path}}, order=order))
     for _ in range(3):
-        first, second = next(iter(sampler)), next(iter(sampler))
+        stream = iter(sampler)
+        first, second = next(stream), next(stream)
         assert len(first) == len(second) == 4
         assert sorted(first + second) == [0, 0, 0, 0, 1, 1, 1, 1]
 
@@ -271,6 +272,7 @@ def test_the_loader_resumes_by_the_state_of_its_sampler(order: str, workers: int
     """As the engine saves it: of the batches handed out, not of those that workers have drawn."""
     config = efficiency({"seqlen": LINEAR | {"index_path": index.path}}, order=order)
     whole = list(ours(config))
+    longer = list(ours(efficiency({"seqlen": LINEAR | {"index_path": index.path}}, order=order, num_epochs=4)))
     for stop in (0, 1, 5, len(whole)):
         loader = loader_of(config, workers)
         seen = [batch for batch, _ in zip(loader, range(stop), strict=False)][:stop] if stop else []
@@ -282,7 +284,7 @@ def test_the_loader_resumes_by_the_state_of_its_sampler(order: str, workers: int
         done = state["consumed_samples"] // 4
         assert [*whole[:done], *resumed] == whole
         assert seen == whole[:stop]
-        assert list(iterator) == whole[done:]
+        assert list(iterator) == (whole[done:] or longer[done:])  # after a complete pass the next one follows
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -372,3 +374,117 @@ def test_no_cluster_file_is_written(index: arrowds.Index, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     list(loader_of(efficiency({"seqlen": LINEAR | {"index_path": index.path}})))
     assert list(tmp_path.iterdir()) == []
+
+
+# What DeepSpeed's own code, its tests and its users read and set
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_attributes_set_after_the_loader_is_made_count(workers: int, index: arrowds.Index) -> None:
+    """As in DeepSpeed, whose loader makes torch's when an iteration starts."""
+    from deepspeed.runtime.dataloader import DeepSpeedDataLoader
+
+    def batches(kind: Any) -> list[Any]:
+        loader = kind(range(SAMPLES), 7, False, 0, None, None, 2, None, 2, 1)
+        loader.num_local_io_workers = workers
+        loader.collate_fn = lambda rows: [row + 1 for row in rows]
+        loader.batch_size = 5
+        loader.dataloader_drop_last = True
+        loader.dataset = range(1000, 1000 + SAMPLES)
+        found = list(loader)
+        assert loader.dataloader.num_workers == workers
+        return found
+
+    assert batches(ads.DeepSpeedDataLoader) == batches(DeepSpeedDataLoader)
+
+
+def test_another_sampler_may_be_set_later(index: arrowds.Index) -> None:
+    loader = loader_of(None)
+    loader.data_sampler = range(10, 20)
+    assert (list(loader), len(loader)) == ([[10, 11, 12, 13], [14, 15, 16, 17], [18, 19]], 3)
+    config = efficiency({"seqlen": LINEAR | {"index_path": index.path}})
+    loader = loader_of(config)
+    next(iter(loader))
+    loader.data_sampler = ours(config, rank=1, world=2)
+    assert list(loader) == list(ours(config, rank=1, world=2))
+
+
+@pytest.mark.parametrize("curriculum", [False, True])
+def test_what_is_set_between_batches_keeps_the_place(curriculum: bool, index: arrowds.Index) -> None:
+    config = efficiency({"seqlen": LINEAR | {"index_path": index.path}}) if curriculum else None
+    whole = list(loader_of(config))
+    loader = loader_of(config)
+    for _ in zip(range(3), loader, strict=False):
+        pass
+    state = loader.state_dict()
+    for loader.num_local_io_workers in (2, 0):
+        loader.collate_fn = tuple
+        resumed = loader_of(config)
+        resumed.collate_fn = tuple
+        resumed.load_state_dict(loader.state_dict())
+        assert loader.state_dict() == state
+        assert next(iter(resumed)) == tuple(whole[3])
+    assert list(loader) == [tuple(batch) for batch in (whole[3:] if curriculum else whole)]
+
+
+def test_the_attributes_of_deepspeeds_loader_are_there(index: arrowds.Index) -> None:
+    from deepspeed.runtime.dataloader import DeepSpeedDataLoader
+
+    arguments = (range(SAMPLES), 7, True, 0, None, list, 0, None, 2, 1)
+    loader, original = ads.DeepSpeedDataLoader(*arguments), DeepSpeedDataLoader(*arguments)
+    for moment in (list, next):
+        for name, expected in vars(original).items():
+            found = getattr(loader, name)
+            if isinstance(expected, int | float | str | None):
+                assert found == expected, name
+        assert (loader.data is None) == (original.data is None)
+        moment(iter(loader)), moment(iter(original))
+    assert loader.len == len(loader) == original.len
+    assert next(loader.data) == next(original.data)
+    curriculum = loader_of(efficiency({"seqlen": LINEAR | {"index_path": index.path}}))
+    iter(curriculum)
+    assert next(curriculum.data_iterator) == next(
+        iter(ours(efficiency({"seqlen": LINEAR | {"index_path": index.path}})))
+    )
+
+
+@pytest.mark.parametrize("metrics", [{"seqlen": LINEAR}, {"seqlen": PERCENTILE}])
+def test_the_methods_of_deepspeeds_sampler_give_what_its_give(
+    metrics: dict[str, Any], oracle: Callable[[dict[str, Any]], Any], index: arrowds.Index
+) -> None:
+    config = efficiency({name: settings | {"index_path": index.path} for name, settings in metrics.items()})
+    theirs, sampler = oracle(config), ours(config)
+    for name in (
+        "one_epoch_total_samples", "total_samples", "micro_batch_size", "data_parallel_rank", "global_batch_size",
+        "micro_batch_times_data_parallel_size", "gradient_accumulation_steps", "global_rank", "drop_last",
+        "index_dtype", "difficulty_type", "clustering_type", "batch", "curriculum_step", "current_difficulties",
+    ):  # fmt: skip
+        assert getattr(sampler, name) == getattr(theirs, name), name
+    assert sampler.data_efficiency_config is config
+    for length in (None, 4, 3, 1):
+        assert sampler.get_start_end_idx(length) == theirs.get_start_end_idx(length)
+    if metrics["seqlen"] is LINEAR:
+        for between in ((-np.inf, 8), (8, 9), (0, 100), (32, 40)):
+            found = sampler.get_sample_based_on_metric_value("seqlen", *between)
+            expected = theirs.get_sample_based_on_metric_value("seqlen", *between)
+            assert (found is None) == (expected is None)
+            assert found is None or found.tolist() == expected.tolist()
+    else:
+        for between in ((0, 10), (10, 11), (99, 100), (0, 100), (5, 5)):
+            found = sampler.get_sample_based_on_metric_percentile("seqlen", *between)
+            expected = theirs.get_sample_based_on_metric_percentile("seqlen", *between)
+            assert [] if found is None else found.tolist() == [] if expected is None else expected.tolist()
+    for _ in range(4):
+        theirs.get_next_global_batch()
+        sampler.get_next_global_batch()
+        assert sampler.batch == theirs.batch
+        assert sampler.curriculum_step == theirs.curriculum_step
+        assert sampler.current_difficulties == theirs.current_difficulties
+        for name, scheduler in theirs.curriculum_schedulers.items():
+            here = sampler.curriculum_schedulers[name]
+            assert here.get_current_difficulty() == scheduler.get_current_difficulty()
+            assert here.get_difficulty(6) == scheduler.get_difficulty(6)
+    mine, expected = iter(sampler), iter(theirs)
+    for _ in range(5):
+        assert next(mine) == next(expected)
+        assert (sampler.batch, sampler.curriculum_step) == (theirs.batch, theirs.curriculum_step)

@@ -141,6 +141,76 @@ def test_learning_rates_are_deepspeeds(ds, lower, method):
     np.testing.assert_allclose(found[0], found[1])
 
 
+def _moved(scheduler, optimizer, moves):
+    """The rates after each move: to a step, or (None) to the next one."""
+    rates = []
+    for move in moves:
+        optimizer.step()
+        scheduler.step(*[] if move is None else [move])
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    return np.array(rates)
+
+
+@pytest.mark.parametrize("lower", LOWER)
+@pytest.mark.parametrize(
+    "moves",
+    [
+        [0, None, None, 0, None],  # the example: step(0) before each epoch, one of them left early
+        [None] * 5 + [0] + [None] * 5 + [0],  # step(0) after a whole epoch
+        [3, None, 0, 4, 9, 0, None],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")  # DeepSpeed's call of torch
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+def test_a_named_step_is_gone_to_as_in_deepspeed(ds, lower, moves):
+    sizes = [4, 9, 2, 30, 1]
+    found = []
+    for library in (ads, ds):
+        optimizer = _optimizer()
+        scheduler = library.lr_scheduler_for_variable_batch_size(8, sizes, None, LOWER[lower](optimizer))
+        found.append(_moved(scheduler, optimizer, moves))
+    np.testing.assert_allclose(found[0], found[1])
+
+
+def test_a_named_step_warns_of_nothing_and_saves_where_it_is():
+    scheduler = ads.lr_scheduler_for_variable_batch_size(
+        4, [4, 8, 16], None, LOWER["exponential"](optimizer := _optimizer())
+    )
+    rates = _moved(scheduler, optimizer, [2, 0, None])  # warnings are errors here
+    np.testing.assert_allclose(rates[:, 0], [0.1 * 0.9**2 * 4, 0.1, 0.1 * 0.9 * 2])
+    again = ads.lr_scheduler_for_variable_batch_size(4, [4, 8, 16], None, LOWER["exponential"](_optimizer()))
+    again.load_state_dict(scheduler.state_dict())
+    assert again.last_epoch == 1
+    assert again.get_last_lr() == pytest.approx(rates[-1].tolist())
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match=f"step\\({wrong}\\): expected the number of a step"):
+            scheduler.step(wrong)
+
+
+def test_a_plateau_scheduler_below_gets_its_metric():
+    optimizer = _optimizer()
+    lower = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    scheduler = ads.lr_scheduler_for_variable_batch_size(4, [4, 8], None, lower)
+    rates = []
+    for loss in (1, 0, 2, 3):  # a metric of 0 is no step to go to
+        optimizer.step()
+        scheduler.step(loss)
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates == pytest.approx([0.2, 0.1, 0.1, 0.025])
+
+
+def test_a_scheduler_of_a_plan_goes_to_any_step():
+    from arrowds.loading import scale_lr_by_batch_size
+    from arrowds.token_batches.plan import batch_by_tokens
+
+    lengths = np.random.default_rng(3).integers(1, 40, 200)
+    plan = batch_by_tokens(lengths, max_tokens=128)
+    sizes = np.concatenate([batch_by_tokens(lengths, max_tokens=128, epoch=epoch).batch_sizes for epoch in range(3)])
+    scheduler = scale_lr_by_batch_size(optimizer := _optimizer(), plan, base_batch_size=1)
+    for step in (len(sizes) - 1, 0, len(plan), len(plan) - 1, 5, len(sizes) // 2):
+        assert _moved(scheduler, optimizer, [step])[0, 0] == pytest.approx(0.1 * sizes[step])
+
+
 @pytest.mark.parametrize("lower", LOWER)
 def test_learning_rates_resume_at_every_step(lower):
     sizes = [4, 9, 2, 30, 1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -201,3 +203,116 @@ def test_two_ranks_train_as_one(configuration, tmp_path):
     losses = pl.read_parquet(tmp_path / "run" / "losses.parquet")
     assert losses["tokens"].to_list() == one.losses["tokens"].to_pylist()
     assert losses["loss"].to_list() == pytest.approx(one.losses["loss"].to_pylist(), rel=1e-4)
+
+
+RUN_TWICE = """
+import sys, time
+from pathlib import Path
+from arrowds.errors import ConfigError
+from arrowds.pipeline import load_config, run_pipeline
+
+path, name = sys.argv[1:]
+signal = Path(path).parent
+
+def progress(row):
+    (signal / f"{name}-at-{row.step}").touch()
+    while row.step == 3 and not (signal / "go").exists():
+        time.sleep(0.02)
+
+try:
+    print(run_pipeline(load_config(path), progress=progress).steps)
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("ended_by", ["its end", "a kill"])
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_lasts(configuration, tmp_path, ended_by):
+    """The one that is refused changes nothing; a killed run leaves the folder free, though its workers live on."""
+    whole = run_pipeline(configuration(output=str(tmp_path / "alone")))
+    values = configuration(batches={"num_workers": 2}, training={"checkpoint_every": 2})
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    command = [sys.executable, "-W", "ignore", "-c", RUN_TWICE, str(tmp_path / "c.json")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([*command, "first"], **pipes)
+    wait_for(tmp_path / "first-at-3", first)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    second = subprocess.run([*command, "second"], capture_output=True, text=True, timeout=100, check=False)
+    assert second.returncode == 1
+    assert f"another run is writing to {tmp_path / 'run'}: wait until it has ended" in second.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    if ended_by == "a kill":
+        first.kill()
+    (tmp_path / "go").touch()
+    first.communicate(timeout=100)
+    third = subprocess.run([*command, "third"], capture_output=True, text=True, timeout=100, check=False)
+    assert (third.returncode, third.stdout) == (0, "8\n"), third.stderr
+    assert (tmp_path / "third-at-3").exists() == (ended_by == "a kill")
+    losses = pl.read_parquet(tmp_path / "run" / "losses.parquet")
+    assert losses["loss"].to_list() == whole.losses["loss"].to_pylist()
+
+
+def test_without_resume_a_run_starts_over_whatever_checkpoints_there_are(configuration):
+    first = run_pipeline(configuration(training={"steps": 3}))
+    again = run_pipeline(configuration(training={"steps": 5}), resume=False)
+    assert (again.resumed_from, again.steps) == (0, 5)
+    assert again.losses["step"].to_pylist() == [1, 2, 3, 4, 5]
+    assert again.losses["loss"].to_pylist()[:3] == first.losses["loss"].to_pylist()
+    assert run_pipeline(configuration(training={"steps": 5})).resumed_from == 5
+
+
+def test_a_finished_run_over_all_the_data_trains_no_further(configuration):
+    """The loader would go on with another pass, which no run has asked for."""
+    values = configuration(training={"steps": None})
+    whole = run_pipeline(values)
+    again = run_pipeline(values)
+    assert whole.steps == 120 // 4 == again.steps == again.resumed_from
+    assert again.losses.equals(whole.losses)
+
+
+DROPOUT_OF_RANKS = """
+import json, os, sys
+import torch
+from arrowds.pipeline import create_data_loader, load_config
+from arrowds.pipeline.group import process_group
+from arrowds.pipeline.run import execute_data_pipeline
+
+class Noise(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, input_ids, attention_mask, labels):
+        self.seen.append(torch.nn.functional.dropout(torch.ones(64), 0.5).tolist())
+        return (self.weight - 1).square().mean()
+
+config = load_config(sys.argv[1])
+with process_group() as ranks:
+    model = Noise()
+    loader = create_data_loader(None, config, rank=ranks.rank, world_size=ranks.world_size)
+    execute_data_pipeline(model, loader, config)
+    with open(f"{sys.argv[2]}-{ranks.rank}", "w") as file:
+        json.dump(model.seen, file)
+"""
+
+
+def test_dropout_differs_between_ranks_steps_and_microbatches(configuration, tmp_path):
+    run_pipeline(configuration(training={"steps": 1}, output=str(tmp_path / "first")))  # makes the index
+    values = configuration(training={"steps": 3})
+    values["index"]["metrics"] = []
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    (tmp_path / "script.py").write_text(DROPOUT_OF_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path / "c.json"), str(tmp_path / "masks")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    masks = [tuple(mask) for rank in range(2) for mask in json.loads((tmp_path / f"masks-{rank}").read_text())]
+    assert len(set(masks)) == len(masks) == 2 * 3 * 2

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from arrowds.build.engines.pool import WorkerPool, payload_of
-from arrowds.index.manifest import PartRange
+from arrowds.build.engines.base import Work
+from arrowds.build.engines.processes import in_processes
 from arrowds.sources.base import Source
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRows:
+    """The rows [start, stop) of the dataset that one "thread" maps."""
+
+    number: int
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.start} to {self.stop - 1}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +52,7 @@ class CustomMap:
     save_path: str
     worker_id: int
 
-    def __call__(self, thread: PartRange) -> None:
+    def __call__(self, thread: ThreadRows) -> None:
         """Run the hooks over the rows of one thread."""
         results = self.init(thread.number, self.names, self.types, self.dtypes, self.save_path, self.worker_id)
         batches = self.source.read(thread.start, thread.stop)
@@ -48,7 +61,7 @@ class CustomMap:
         self.finalize(self.types, self.dtypes, results)
 
 
-def run_threads(custom: CustomMap, threads: Sequence[PartRange], *, most_workers: int) -> None:
+def run_threads(custom: CustomMap, threads: Sequence[ThreadRows], *, most_workers: int) -> None:
     """Run the hooks for every thread: in this process where there is one, else in a process for each.
 
     Raises:
@@ -58,9 +71,10 @@ def run_threads(custom: CustomMap, threads: Sequence[PartRange], *, most_workers
         for thread in threads:
             custom(thread)
         return
-    with WorkerPool(payload_of(custom), min(most_workers, len(threads))) as pool:
-        for thread in pool.run(threads):
-            logger.info("worker %d thread %d: finished", custom.worker_id, thread.number)
+    work = Work(custom, releases_gil=False, name="samples")
+    with closing(in_processes(work, threads, min(most_workers, len(threads)))) as finished:
+        for number in finished:
+            logger.info("worker %d thread %d: finished", custom.worker_id, threads[number].number)
 
 
 def split(start: int, stop: int, pieces: int) -> list[tuple[int, int]]:

@@ -5,37 +5,56 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arrowds.build.plan import BuildPlan, make_plan
-from arrowds.build.progress import ProgressCallback, reporting
-from arrowds.build.shared import map_share, reduce_shares
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from arrowds.build.commit import begin
+from arrowds.build.engines import LocalEngine
+from arrowds.build.operations import plan_analysis, plan_more_metrics
+from arrowds.build.plan import BuildPlan
+from arrowds.build.progress import ProgressCallback
+from arrowds.build.shards import map_parts, reduce_share
 from arrowds.errors import ConfigError
 from arrowds.index import Index, open_index
-from arrowds.index.manifest import PartRange
-from arrowds.index.paths import Layout
+from arrowds.index import manifest as manifests
+from arrowds.index.manifest import Manifest
 from arrowds.integrations.deepspeed import sample_order
-from arrowds.integrations.deepspeed.custom_map import CustomMap, run_threads, split
+from arrowds.integrations.deepspeed.analyzer_files import PER_SAMPLE, TOTAL, AnalyzerFiles, has_thread_files
+from arrowds.integrations.deepspeed.custom_map import CustomMap, ThreadRows, run_threads, split
+from arrowds.integrations.deepspeed.export import AnalyzerRun, export_index, stored_dtype
 from arrowds.integrations.deepspeed.ranks import is_initialized, together
 from arrowds.integrations.deepspeed.sample_order import SampleOrder
 from arrowds.integrations.deepspeed.stored_values import index_stored_values
 from arrowds.metrics import Kind, Metric, function
 from arrowds.sources import TorchSource
+from arrowds.store import open_store
 
 logger = logging.getLogger(__name__)
 
-_KINDS: dict[str, Kind] = {"single_value_per_sample": "per_sample", "accumulate_value_over_samples": "total"}
+_KINDS: dict[str, Kind] = {PER_SAMPLE: "per_sample", TOTAL: "total"}
 _BY_ROW = ".by_row"
+_MAP_STEPS = ("init_metric_results", "update_metric_results", "finalize_metric_results")
 
 
-class DataAnalyzer:
+class DataAnalyzer(AnalyzerFiles):
     """Measure every sample of a torch dataset, as DeepSpeed's class of this name, and write an arrowds index.
 
     Arguments and their order are DeepSpeed's. Several workers (processes or nodes that share a file system) call
     ``run_map`` each with its own ``worker_id``; when all are done, one calls ``run_reduce``. With torch.distributed
     initialised, every rank calls ``run_map_reduce``. The index is the same for any number of workers and threads.
+    Metrics that an index of the same dataset at ``save_path`` does not have are added to it.
+
+    Beside the index, below ``save_path``, DeepSpeed's files are written of all totals, which the second pass of
+    Megatron-DeepSpeed's analysis reads, or with ``deepspeed_files=True`` of all metrics.
+
+    With hooks, or where a subclass overrides one of the steps ``init_metric_results``, ``update_metric_results`` and
+    ``finalize_metric_results``, the analysis is made of files, as DeepSpeed's is, and no index is written; see
+    :class:`AnalyzerFiles`, and ``import_index`` for an index of its result.
 
     Args:
         dataset: a map-style torch dataset.
@@ -53,14 +72,16 @@ class DataAnalyzer:
         save_path: folder of the index.
         collate_fn: makes a batch of a list of samples; by default torch's.
         custom_map_init: ``f(thread_id, metric_names, metric_types, metric_dtypes, save_path, worker_id)``; its
-            result is handed to the two below. The three replace the map together.
-        custom_map_update: ``f(batch, metric_types, metric_dtypes, metric_functions, results, first_row)``.
-        custom_map_finalize: ``f(metric_types, metric_dtypes, results)``.
+            result is handed to the two below. Replaces ``init_metric_results``.
+        custom_map_update: ``f(batch, metric_types, metric_dtypes, metric_functions, results, first_row)``; replaces
+            ``update_metric_results``.
+        custom_map_finalize: ``f(metric_types, metric_dtypes, results)``; replaces ``finalize_metric_results``.
         custom_reduce: ``f(dataset, metric_names, metric_types, save_path, num_workers, num_threads,
             num_threads_reduce)``; replaces the reduce.
         sample_indices: the sample id of each row of the dataset, where it is not the row's number. A field ``index``
             of the batches, as Megatron-DeepSpeed's datasets have it, counts before it.
         overwrite: replace an index of other data or metrics at ``save_path``.
+        deepspeed_files: write DeepSpeed's files of the metrics per sample too, where they are integers.
         progress: None shows a bar on a terminal and logs elsewhere; False is silent; a callable gets (done, total).
 
     Raises:
@@ -98,9 +119,9 @@ class DataAnalyzer:
         sample_indices: Any = None,
         *,
         overwrite: bool = False,
+        deepspeed_files: bool = False,
         progress: bool | ProgressCallback | None = None,
     ) -> None:
-        self._metrics = _as_metrics(metric_names, metric_functions, metric_types, metric_dtypes)
         self.dataset = dataset
         self.num_workers = _checked_count("num_workers", num_workers)
         self.worker_id = _checked_member("worker_id", worker_id, num_workers)
@@ -122,48 +143,86 @@ class DataAnalyzer:
         self.custom_reduce = custom_reduce
         self.sample_indices = sample_indices
         self.overwrite = overwrite
+        self.deepspeed_files = deepspeed_files
         self.progress = progress
+        self._described: tuple[tuple[Any, ...], ...] | None = None
+        self._made: list[Metric] = []
+        _ = self._metrics  # Errors in the metrics are due here, not in every worker.
 
     def run_map(self) -> None:
         """Measure this worker's share of the dataset; what an earlier run finished is not measured again."""
-        custom = self._custom_map()
-        if custom is not None:
-            run_threads(custom, self._rows_of_threads(), most_workers=self.num_threads)
-            return
+        if type(self).run_map_helper is not DataAnalyzer.run_map_helper:
+            for thread in self._threads():
+                self.run_map_helper(thread)
+        elif self._by_files:
+            run_threads(self._file_map(), self._rows_of(self._threads()), most_workers=self.num_threads)
+        else:
+            self._map_parts(self._threads())
+
+    def run_map_helper(self, thread_id: int) -> None:
+        """Measure the share of one thread, in this process."""
+        if self._by_files:
+            run_threads(self._file_map(), self._rows_of([thread_id]), most_workers=1)
+        else:
+            self._map_parts([thread_id])
+
+    def _map_parts(self, threads: Sequence[int]) -> None:
         plan, _ = self._plan()
+        if isinstance(plan, Manifest):
+            return
+        begin(plan.store, plan.key, plan.to_json(), resume=True)
         shares = split(0, len(plan.parts), self.num_workers * self.num_threads)
-        mine = [shares[self.worker_id * self.num_threads + thread] for thread in self._threads()]
-        numbers = [number for start, stop in mine for number in range(start, stop)]
-        rows = sum(len(plan.parts[number]) for number in numbers)
-        with reporting(rows, self.progress) as report:
-            done = 0
-            for part in map_share(plan, numbers, overwrite=self.overwrite, most_workers=self.num_threads):
-                done += len(part)
-                report(done, rows)
+        mine = [shares[self.worker_id * self.num_threads + thread] for thread in threads]
+        parts = [part for start, stop in mine for part in plan.parts[start:stop]]
+        map_parts(plan, parts, LocalEngine(most_workers=len(threads)), self.progress)
 
     def run_reduce(self) -> Index | None:
-        """Finish the index from what all workers have measured and return it; None after ``custom_reduce``.
+        """Finish the index from what all workers have measured and return it.
+
+        None where no index is written: after ``custom_reduce``, and where the map wrote files.
 
         Raises:
             IndexNotFoundError: when a worker has not finished its share.
         """
-        if self.custom_reduce is not None:
-            self.custom_reduce(
-                self.dataset,
-                self.metric_names,
-                self.metric_types,
-                self.save_path,
-                self.num_workers,
-                self.num_threads,
-                self.num_threads_reduce,
+        arguments = (self.dataset, self.metric_names, self.metric_types, self.save_path)
+        reduce = self.custom_reduce or self.merge_map_results
+        result = reduce(*arguments, self.num_workers, self.num_threads, self.num_threads_reduce)
+        return None if self.custom_reduce is not None else result
+
+    def merge_map_results(  # noqa: PLR0917  # the order is DeepSpeed's
+        self,
+        dataset: Any,
+        metric_names: Sequence[str],
+        metric_types: Sequence[str],
+        save_path: str | os.PathLike[str],
+        num_workers: int,
+        num_threads: int,
+        num_threads_reduce: int,
+    ) -> Index | None:
+        """Do what :meth:`run_reduce` does without ``custom_reduce``; one of that kind may call this.
+
+        The arguments count where the map wrote files. An index is made as the constructor says.
+
+        Raises:
+            ConfigError: when a custom map has written a store of its own.
+            IndexNotFoundError: when a worker has not finished its share.
+        """
+        if has_thread_files(metric_names, metric_types, save_path):
+            self.merge_thread_files(
+                dataset, metric_names, metric_types, save_path, num_workers, num_threads, num_threads_reduce
             )
             return None
-        if self._custom_map() is not None:
-            raise ConfigError("a custom map writes a store of its own, so its reduce must be given too: custom_reduce")
+        if self._by_files:
+            raise ConfigError(
+                f"the custom map has written none of DeepSpeed's files below {save_path}; a store of its own needs a "
+                "custom_reduce"
+            )
         plan, order = self._plan()
-        if order is None:
-            return reduce_shares(plan, overwrite=self.overwrite)
-        return self._in_sample_order(reduce_shares(plan), order)
+        if not isinstance(plan, Manifest):
+            reduce_share(plan, 1, 1, LocalEngine())
+        index = open_index(self.save_path) if order is None else self._by_sample(order)
+        self._write_deepspeed_files(index)
+        return index
 
     def run_map_reduce(self, comm_group: Any = None) -> Index | None:
         """Map, wait for all workers, reduce on worker 0 and return the index, on every worker.
@@ -182,7 +241,8 @@ class DataAnalyzer:
             )
         together(self.run_map, comm_group)
         together(lambda: self.run_reduce() if self.worker_id == 0 else None, comm_group)
-        return None if self.custom_reduce is not None else open_index(self.save_path)
+        no_index = self.custom_reduce is not None or self._by_files
+        return None if no_index else open_index(self.save_path)
 
     def _threads(self) -> Sequence[int]:
         return self.specific_threads or range(self.num_threads)
@@ -190,39 +250,79 @@ class DataAnalyzer:
     def _source(self) -> TorchSource:
         return TorchSource(self.dataset, batch_size=self.batch_size, collate_fn=self.collate_fn)
 
-    def _plan(self) -> tuple[BuildPlan, SampleOrder | None]:
-        """Return what is to be built, and the order of the samples where it is not that of the rows.
+    @property
+    def _metrics(self) -> list[Metric]:
+        """The metrics, made once for what the attributes say: a function's digest may change while it runs."""
+        said = self.metric_names, self.metric_functions, self.metric_types, self.metric_dtypes
+        if (now := tuple(map(tuple, said))) != self._described:
+            self._described, self._made = now, _as_metrics(*said)
+        return self._made
 
-        In that case the values are first indexed by row, beside ``save_path``, and then by sample id.
+    def _plan(self) -> tuple[BuildPlan | Manifest, SampleOrder | None]:
+        """Return what is to be built, or the snapshot that has it, and the order of the samples unless it is the rows'.
+
+        With an order the values are first indexed by row, beside ``save_path``, and then by sample id.
         """
-        source, root = self._source(), Path(self.save_path)
+        source, metrics = self._source(), self._metrics
         order = sample_order.find(source, self.sample_indices)
-        if order is None:
-            return make_plan(source, self._metrics, Layout(root)), None
-        by_row = root.absolute().with_name(f"{root.absolute().name}{_BY_ROW}")
-        return make_plan(source, [*self._metrics, *order.metrics], Layout(by_row)), order
+        if order is not None:
+            beside = open_store(self._by_row)
+            return plan_analysis(beside, source, [*metrics, *order.metrics], overwrite=False), order
+        store = open_store(self.save_path)
+        base = None if self.overwrite else manifests.latest(store)
+        if base is not None and {*base.metrics, *base.totals} != set(self.metric_names):
+            return plan_more_metrics(store, base, source, metrics, refresh=False), None
+        return plan_analysis(store, source, metrics, overwrite=self.overwrite), None
 
-    def _in_sample_order(self, by_row: Index, order: SampleOrder) -> Index:
+    @property
+    def _by_row(self) -> Path:
+        root = Path(self.save_path).absolute()
+        return root.with_name(f"{root.name}{_BY_ROW}")
+
+    def _by_sample(self, order: SampleOrder) -> Index:
+        """Write what was indexed by row to ``save_path`` by sample id, with what the index there has already."""
+        by_row = open_index(self._by_row)
         values, totals = order.reordered(by_row)
-        index = index_stored_values(
-            values, totals, self.save_path, num_samples=by_row.num_samples, overwrite=self.overwrite, progress=False
-        )
-        shutil.rmtree(by_row.path)
-        return index
+        known: Index | None = None
+        if not self.overwrite and manifests.latest(open_store(self.save_path)) is not None:
+            known = open_index(self.save_path)
+        if known is None or not _has_all(known, values, totals):
+            extended = known is not None and known.num_samples == by_row.num_samples
+            if known is not None and extended and {*known.metrics, *known.totals}.isdisjoint(self.metric_names):
+                values = {name: _column(known, name) for name in known.metrics} | values
+                totals = {**known.totals} | totals
+            else:
+                extended = False
+            how: dict[str, Any] = {"overwrite": self.overwrite or extended, "progress": False}
+            known = index_stored_values(values, totals, self.save_path, num_samples=by_row.num_samples, **how)
+        shutil.rmtree(self._by_row)
+        return known
 
-    def _custom_map(self) -> CustomMap | None:
+    def _write_deepspeed_files(self, index: Index) -> None:
+        """Write DeepSpeed's files of this analysis's metrics below the folder of the index, if it is one."""
+        if "://" in str(self.save_path):
+            return
+        own = [name for name in self.metric_names if name in index.totals or self.deepspeed_files]
+        integers = [name for name in own if stored_dtype(index, name).kind in "iub"]
+        if left := sorted(set(own) - set(integers)):
+            logger.warning("DeepSpeed's files hold integers only: those of %s are not written", ", ".join(left))
+        run = AnalyzerRun(
+            num_workers=self.num_workers, num_threads=self.num_threads, num_threads_reduce=self.num_threads_reduce
+        )
+        export_index(index, self.save_path, metrics=integers, like=run)
+
+    @property
+    def _by_files(self) -> bool:
+        """Whether the map is made of hooks or overridden steps, and so writes files and no index."""
         hooks = (self.custom_map_init, self.custom_map_update, self.custom_map_finalize)
-        if not any(hooks):
-            return None
-        init, update, finalize = hooks
-        if init is None or update is None or finalize is None:
-            raise ConfigError(
-                "custom_map_init, custom_map_update and custom_map_finalize replace the map together; give all three"
-            )
+        overridden = (getattr(type(self), step) is not getattr(AnalyzerFiles, step) for step in _MAP_STEPS)
+        return any(hook is not None for hook in hooks) or any(overridden)
+
+    def _file_map(self) -> CustomMap:
         return CustomMap(
-            init=init,
-            update=update,
-            finalize=finalize,
+            init=self.custom_map_init or self.init_metric_results,
+            update=self.custom_map_update or self.update_metric_results,
+            finalize=self.custom_map_finalize or self.finalize_metric_results,
             source=self._source(),
             batch_size=self.batch_size,
             names=self.metric_names,
@@ -233,11 +333,22 @@ class DataAnalyzer:
             worker_id=self.worker_id,
         )
 
-    def _rows_of_threads(self) -> list[PartRange]:
-        """Return the rows of each thread of this worker that is to run, cut as DeepSpeed cuts them."""
+    def _rows_of(self, threads: Sequence[int]) -> list[ThreadRows]:
+        """Return the rows of some threads of this worker, cut as DeepSpeed cuts them."""
         start, stop = split(0, len(self.dataset), self.num_workers)[self.worker_id]
         ranges = split(start, stop, self.num_threads)
-        return [PartRange(number=n, start=ranges[n][0], stop=ranges[n][1]) for n in self._threads()]
+        return [ThreadRows(n, *ranges[n]) for n in threads]
+
+
+def _has_all(index: Index, values: Mapping[str, pa.Array], totals: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether an index has just these values and totals among its own."""
+    return all(
+        name in index.metrics and _column(index, name).equals(column) for name, column in values.items()
+    ) and all(name in index.totals and np.array_equal(index.totals[name], total) for name, total in totals.items())
+
+
+def _column(index: Index, name: str) -> pa.Array:
+    return pa.array(index[name].values).cast(index[name].arrow_type)
 
 
 def _as_metrics(

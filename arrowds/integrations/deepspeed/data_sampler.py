@@ -6,9 +6,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from arrowds.curriculum.metric_values import find_metric
 from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.errors import StateMismatchError
 from arrowds.integrations.deepspeed.curriculum_metrics import open_curriculum_metrics
+from arrowds.integrations.deepspeed.export import fitting_integer
+from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
+
+Ids = npt.NDArray[np.uint32]
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +90,81 @@ class DeepSpeedDataSampler(CurriculumSampler):
             exclude_steps=sampling.get("exclude_steps", ()),
             exclude_ids=sampling.get("exclude_ids"),
         )
+        self.data_efficiency_config = data_efficiency_config
+        self.one_epoch_total_samples = one_epoch_total_samples
+        self.total_samples = one_epoch_total_samples * self.num_epochs
+        self.micro_batch_size = micro_batch_size
+        self.micro_batch_times_data_parallel_size = self.layout.micro_samples
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.global_batch_size = self.layout.global_batch_size
+        self.data_parallel_rank = data_parallel_rank
+        self.data_parallel_group = data_parallel_group
+        self.global_rank = global_rank
+        self.index_dtype = fitting_integer(0, one_epoch_total_samples)
+        self.difficulty_type = {name: settings["difficulty_type"] for name, settings in metrics.items()}
+        self.clustering_type = {name: settings["clustering_type"] for name, settings in metrics.items()}
+        self._announced = 0  # the step that get_next_global_batch began
 
     @property
     def curriculum_step(self) -> int:
-        """The step of the microbatch last yielded, by DeepSpeed's name; 0 before the first."""
-        return self.step
+        """The step of the microbatch last yielded, or that ``get_next_global_batch`` began; 0 before the first."""
+        return max(self.step, self._announced)
+
+    @property
+    def current_difficulties(self) -> dict[str, Any]:
+        """The difficulties of :attr:`curriculum_step`; empty before the first."""
+        return self.difficulties_at(self.curriculum_step) if self.curriculum_step else {}
+
+    @property
+    def curriculum_schedulers(self) -> dict[str, CurriculumScheduler]:
+        """The scheduler of each metric, at :attr:`curriculum_step`."""
+        schedulers = {}
+        for metric in self.metrics:
+            schedulers[metric.name] = scheduler = CurriculumScheduler(metric.settings())
+            if metric.function is not None:
+                scheduler.set_custom_get_difficulty(metric.function)
+            if self.curriculum_step:
+                scheduler.set_current_difficulty(self.current_difficulties[metric.name])
+        return schedulers
+
+    @property
+    def batch(self) -> list[int]:
+        """What the ranks have yet to yield of the global batch of :attr:`curriculum_step`."""
+        done = self._position - (self.curriculum_step - 1) * self.global_batch_size
+        return self.global_batch_at(self.curriculum_step).tolist()[done:] if self.curriculum_step else []
+
+    def get_next_global_batch(self) -> None:
+        """Begin the next step: :attr:`batch` is its global batch, and iterating yields its microbatches next."""
+        position = self._after_excluded(self.curriculum_step * self.global_batch_size)
+        self._go_to(position)
+        self._announced = position // self.global_batch_size + 1
+
+    def get_start_end_idx(self, batch_len: int | None = None) -> tuple[int, int]:
+        """Return which part of a microbatch of all ranks is this rank's: by default of a whole one."""
+        return self.layout.mine(batch_len or self.layout.micro_samples)
+
+    def get_sample_based_on_metric_value(self, metric: str, value_start: float, value_end: float) -> Ids | None:
+        """Return the ids of the samples with ``value_start < value <= value_end``, by value, or None."""
+        values = find_metric(self.index, metric)
+        return _or_none(values.order[values.rank(value_start) : values.rank(value_end)])
+
+    def get_sample_based_on_metric_percentile(
+        self, metric: str, percentile_start: float, percentile_end: float
+    ) -> Ids | None:
+        """Return the ids of the samples between two percentiles, by value, or None; a percent is n // 100 samples.
+
+        The rest of n / 100 comes with the last percent, as in DeepSpeed's order.
+        """
+        order = find_metric(self.index, metric).order
+        start, stop = (
+            len(order) if percentile >= 100 else int(len(order) // 100 * percentile)
+            for percentile in (percentile_start, percentile_end)
+        )
+        return _or_none(order[start:stop])
+
+    def _go_to(self, position: int) -> None:
+        self._announced = 0
+        super()._go_to(position)
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Move to the position of a saved state: of this class, of DeepSpeed's sampler, or None.
@@ -109,5 +187,9 @@ class DeepSpeedDataSampler(CurriculumSampler):
             "a run that DeepSpeed itself resumed has drawn other samples",
             state["curriculum_step"],
         )
-        self._position = position
+        self._resume(position, None)
         return None
+
+
+def _or_none(ids: Ids) -> Ids | None:
+    return ids if len(ids) else None

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from arrowds.index import Index, open_index
+from arrowds.index import Index
 from arrowds.integrations.deepspeed.data_analyzer import DataAnalyzer
 from arrowds.integrations.deepspeed.ranks import is_initialized
 
 logger = logging.getLogger(__name__)
 
 
-class DistributedDataAnalyzer:
+class DistributedDataAnalyzer(DataAnalyzer):
     """Measure every sample of a torch dataset on all ranks, as DeepSpeed's class of this name, into an arrowds index.
 
     Arguments and their order are DeepSpeed's. Each rank measures its share and writes it to ``save_path``, which all
@@ -35,6 +35,7 @@ class DistributedDataAnalyzer:
         comm_group: the torch.distributed group of the ranks; by default all.
         sample_indices: the sample id of each row of the dataset, where it is not the row's number.
         overwrite: replace an index of other data or metrics at ``save_path``.
+        deepspeed_files: write DeepSpeed's files of the metrics per sample too, where they are integers.
 
     Raises:
         ConfigError: as :class:`DataAnalyzer`.
@@ -65,15 +66,14 @@ class DistributedDataAnalyzer:
         sample_indices: Any = None,
         *,
         overwrite: bool = False,
+        deepspeed_files: bool = False,
     ) -> None:
         if comm_group is not None:
             num_workers, worker_id = comm_group.size(), comm_group.rank()
         elif num_workers > 1 and not is_initialized():
             _join_group()
         logger.debug("device %s is not used: nothing passes through a device", device)
-        self.comm_group = comm_group
-        self.device = device
-        self.analyzer = DataAnalyzer(
+        super().__init__(
             dataset,
             num_workers=num_workers,
             worker_id=worker_id,
@@ -86,18 +86,21 @@ class DistributedDataAnalyzer:
             collate_fn=collate_fn,
             sample_indices=sample_indices,
             overwrite=overwrite,
+            deepspeed_files=deepspeed_files,
         )
-        self.num_workers = num_workers
-        self.worker_id = worker_id
+        self.comm_group = comm_group
+        self.device = device
 
-    def run_map_reduce(self) -> Index:
+    def run_map_reduce(self, comm_group: Any = None) -> Index | None:
         """Measure this rank's share, wait for the others, finish the index on rank 0 and return it on every rank.
+
+        Args:
+            comm_group: the torch.distributed group of the ranks; by default that of the constructor.
 
         Raises:
             WorkerDiedError: when another rank failed.
         """
-        self.analyzer.run_map_reduce(self.comm_group)
-        return open_index(self.analyzer.save_path)
+        return super().run_map_reduce(self.comm_group if comm_group is None else comm_group)
 
 
 def _join_group() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.loading import scale_lr_by_batch_size
+from arrowds.shares import refuse_second_division
 from arrowds.token_batches.packing import cut
 from arrowds.token_batches.plan import LrScaling, lr_factor
 from arrowds.token_batches.rules import IntArray, as_lengths, require_at_least
@@ -231,15 +233,15 @@ def dataloader_for_variable_batch_size(  # noqa: PLR0917 - DeepSpeed's signature
         MissingExtraError: without torch.
     """
     try:
-        from torch.utils.data import DataLoader, DistributedSampler
+        from torch.utils.data import DataLoader
     except ImportError as error:
         raise MissingExtraError("torch", "torch") from error
     if required_microbatches_of_same_seqlen and sample_padding_fn is None:
         raise ConfigError("required_microbatches_of_same_seqlen needs a sample_padding_fn(sample, length) that pads")
     pad_to = batch_max_seqlens if required_microbatches_of_same_seqlen else None
     collate = _Collate(dataset, pad_to, sample_padding_fn, dataloader_collate_fn)
-    sampler: Any = DistributedSampler(
-        microbatch_ids,  # type: ignore[arg-type]  # a list works: it has a length and items
+    sampler: Any = _share_class()(
+        microbatch_ids,
         num_replicas=dataloader_num_replicas,
         rank=dataloader_rank,
         shuffle=False,
@@ -253,6 +255,21 @@ def dataloader_for_variable_batch_size(  # noqa: PLR0917 - DeepSpeed's signature
         "num_local_io_workers": dataloader_num_workers,
     }
     return loader, engine_arguments
+
+
+@cache
+def _share_class() -> Any:
+    """The class of the loader's sampler, made when torch is first needed."""
+    from torch.utils.data import DistributedSampler
+
+    class RankShare(DistributedSampler[Any]):
+        """One rank's microbatches; refuses to be divided among the processes of Accelerate once more."""
+
+        def __iter__(self) -> Iterator[Any]:
+            refuse_second_division(self.rank, self.num_replicas)
+            return super().__iter__()
+
+    return RankShare
 
 
 def get_dataloader_and_lr_scheduler_for_variable_batch_size(  # noqa: PLR0917 - DeepSpeed's signature

@@ -108,4 +108,5 @@ def _lengths(
         save_path=path,
         collate_fn=collate,
     )
-    return np.asarray(analyzer.run_map_reduce()["seqlen"].values)
+    analyzer.run_map_reduce()
+    return np.asarray(open_index(path)["seqlen"].values)

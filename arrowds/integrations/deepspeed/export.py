@@ -89,12 +89,12 @@ def _check_expressible(index: Index, names: Sequence[str]) -> None:
     known = {*index.metrics, *index.totals}
     if unknown := sorted(set(names) - known):
         raise ConfigError(f"the index has no metric {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    floats = [name for name in names if _dtype(index, name).kind not in "iub"]
+    floats = [name for name in names if stored_dtype(index, name).kind not in "iub"]
     if floats:
         left = [name for name in names if name not in floats]
         raise UnsupportedError(
-            f"DeepSpeed's files hold integers only, but {', '.join(floats)} is of type {_dtype(index, floats[0])}; "
-            f"leave it out with metrics={left}, or analyze an integer version of it"
+            f"DeepSpeed's files hold integers only, but {', '.join(floats)} is of type "
+            f"{stored_dtype(index, floats[0])}; leave it out with metrics={left}, or analyze an integer version of it"
         )
     for name in names:
         if name in index.metrics and (missing := index.num_samples - index[name].num_valid):
@@ -104,20 +104,21 @@ def _check_expressible(index: Index, names: Sequence[str]) -> None:
             )
 
 
-def _dtype(index: Index, name: str) -> np.dtype[np.generic]:
+def stored_dtype(index: Index, name: str) -> np.dtype[np.generic]:
+    """Return the dtype of a metric or a total of an index."""
     return np.asarray(index.totals[name]).dtype if name in index.totals else index[name].dtype
 
 
 def _export_total(total: npt.NDArray[np.generic], prefix: Path) -> None:
     flat = total.reshape(-1)
-    write_indexed_dataset(prefix, flat, np.array([flat.size]), dtype=_fitting(flat.min(), flat.max()))
+    write_indexed_dataset(prefix, flat, np.array([flat.size]), dtype=fitting_integer(flat.min(), flat.max()))
 
 
 def _export_metric(metric: MetricIndex, prefix: Path, like: AnalyzerRun) -> None:
     """Write the four pairs of one per-sample metric: its values, and the samples of each distinct value."""
     distribution = metric.distribution()
     distinct, counts = distribution[VALUE].to_numpy(), distribution[COUNT].to_numpy()
-    value_type, id_type = _fitting(distinct[0], distinct[-1]), _fitting(0, len(metric) - 1)
+    value_type, id_type = fitting_integer(distinct[0], distinct[-1]), fitting_integer(0, len(metric) - 1)
     ids = metric.order
     by_value = _marks(_split(0, len(distinct), like.num_threads_reduce))
     per_percentile = np.add.reduceat(counts, np.arange(0, len(counts), max(1, len(counts) // 100)))
@@ -133,7 +134,7 @@ def _export_metric(metric: MetricIndex, prefix: Path, like: AnalyzerRun) -> None
         )
 
 
-def _fitting(low: Any, high: Any) -> np.dtype[np.generic]:
+def fitting_integer(low: Any, high: Any) -> np.dtype[np.generic]:
     """Return the smallest integer type for a range of values: unsigned where none is negative."""
     return numpy_dtype(narrowed(pa.uint64() if low >= 0 else pa.int64(), int(low), int(high)))
 

@@ -33,7 +33,7 @@ class SampleOrder:
     @property
     def metrics(self) -> list[Metric]:
         """What must be measured besides, to know the order."""
-        return [] if self.given is not None else [function(_IDS, _ids_of_batch, dtype="int64")]
+        return [] if self.given is not None else [function(_IDS, ids_of_batch, dtype="int64")]
 
     def reordered(self, by_row: Index) -> tuple[dict[str, pa.Array], dict[str, npt.NDArray[Any]]]:
         """Return the values of all metrics by sample id, and the totals.
@@ -75,8 +75,8 @@ def find(source: Source, sample_indices: Any) -> SampleOrder | None:
     return None if np.array_equal(ids, np.arange(len(source))) else SampleOrder(ids.astype(np.int64))
 
 
-def _ids_of_batch(batch: Batch) -> npt.NDArray[Any]:
-    """The first item of each row of the field ``index``."""
+def ids_of_batch(batch: Batch) -> npt.NDArray[Any]:
+    """Return the first item of each row of the field ``index``: int, (rows,)."""
     field = as_numpy(batch[FIELD])
     ids = np.stack([np.asarray(as_numpy(row)) for row in batch[FIELD]]) if field is None else field
     return ids.reshape(len(ids), -1)[:, 0]
