@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -41,6 +42,12 @@ class MetricSource(Protocol):
     def metrics(self) -> list[str]: ...
 
     def __getitem__(self, name: str) -> MetricValues: ...
+
+
+def fingerprint_of(index: MetricSource, metrics: Iterable[str]) -> str:
+    """Return a digest of the samples and of some metrics, of those alone if the index can tell: others may be added."""
+    tells = getattr(index, "fingerprint_of", None)
+    return index.fingerprint if tells is None else str(tells(sorted(set(metrics) & set(index.metrics))))
 
 
 class DerivedMetric:

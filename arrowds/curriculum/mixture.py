@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from arrowds.curriculum.apportion import Changes, DrawPlan
 from arrowds.curriculum.config import Curriculum, curriculum_digest, parse_curriculum
-from arrowds.curriculum.metric_values import MetricSource
+from arrowds.curriculum.metric_values import MetricSource, fingerprint_of
 from arrowds.curriculum.pools import Phases, build_pools
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.stateless import StatelessDraws, shuffled
-from arrowds.curriculum.stream import BatchStream, check_step
+from arrowds.curriculum.stream import BatchStream, OnNewData, check_step
 from arrowds.errors import ConfigError, StateMismatchError
 
 Int64 = npt.NDArray[np.int64]
@@ -192,7 +192,10 @@ class MixtureSampler(BatchStream):
         """Return what a saved state must agree in. Weights of later steps may change."""
         return {
             "order": "mixture",
-            "indexes": {source.name: source.index.fingerprint for source in self._sources},
+            "indexes": {
+                source.name: fingerprint_of(source.index, [metric.name for metric in source.metrics])
+                for source in self._sources
+            },
             "curricula": {source.name: curriculum_digest(source.metrics, None) for source in self._sources},
             "seed": self.seed,
             "global_batch_size": self.layout.global_batch_size,
@@ -203,13 +206,13 @@ class MixtureSampler(BatchStream):
         state = super().state_at(position)
         return state | {"weights": self._weights_until(state["curriculum_step"])}
 
-    def checked_position(self, state: Mapping[str, Any]) -> int:
+    def checked_position(self, state: Mapping[str, Any], on_new_data: OnNewData = "refuse") -> int:
         """Return the position of a saved state that fits, the weights up to it included.
 
         Raises:
             StateMismatchError: naming everything in which the state differs.
         """
-        position = super().checked_position(state)
+        position = super().checked_position(state, on_new_data)
         now = self._weights_until(self._step_of(position))
         if state.get("weights") != now:
             raise StateMismatchError(f"the saved run had the weights {state.get('weights')}, now they are {now}")

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from arrowds.curriculum.config import Curriculum, CurriculumMetric, curriculum_digest, parse_curriculum
 from arrowds.curriculum.draws import Draws, DrawSettings, find_draws
-from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, evaluate
+from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, evaluate, fingerprint_of
 from arrowds.curriculum.pools import Phases
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.schedule import Number
-from arrowds.curriculum.stream import BatchStream, check_step
+from arrowds.curriculum.stream import BatchStream, OnNewData, check_step
 from arrowds.curriculum.trace import trace_table
 from arrowds.errors import ConfigError, EmptyDatasetError
 
@@ -108,6 +108,7 @@ class CurriculumSampler(BatchStream):
         self._exclude_ids = np.unique(np.array([] if exclude_ids is None else list(exclude_ids), np.int64))
         self._derived = _derived(index, self.metrics)
         self._allowed = None if where is None else _allowed(index, where)
+        self._where = where
         self._digest = curriculum_digest(self.metrics, where)
         if self.stop < 1:
             remedy = "use drop_last=False, or a smaller batch" if drop_last else f"each of {world_size} ranks needs one"
@@ -171,7 +172,7 @@ class CurriculumSampler(BatchStream):
         """Return what a saved state must agree in."""
         return {
             "order": self.order,
-            "index": self.index.fingerprint,
+            "index": fingerprint_of(self.index, self._names),
             "curriculum": self._digest,
             "seed": self.seed,
             "global_batch_size": self.layout.global_batch_size,
@@ -179,19 +180,27 @@ class CurriculumSampler(BatchStream):
 
     def state_at(self, position: int) -> dict[str, Any]:
         """Return the position and the identity of the stream: at most 1 KiB of JSON-serialisable values."""
-        state = super().state_at(position)
+        state = super().state_at(position) | {"index_version": getattr(self.index, "version", None)}
         if self._draws_class.keeps_state:
             state |= self._draws.state_at(state["curriculum_step"])
         return state
 
-    def checked_position(self, state: Mapping[str, Any]) -> int:
+    @property
+    def _names(self) -> list[str]:
+        """The metrics of the index that decide what is drawn."""
+        expressions = [metric.difficulty for metric in self.metrics if metric.difficulty is not None]
+        expressions += [] if self._where is None else [self._where]
+        named = [name for expression in expressions for name in expression.meta.root_names()]
+        return [*(metric.name for metric in self.metrics if metric.difficulty is None), *named]
+
+    def checked_position(self, state: Mapping[str, Any], on_new_data: OnNewData = "refuse") -> int:
         """Return the position of a saved state that fits; with ``order="deepspeed"``, draw all steps up to it.
 
         Raises:
             StateMismatchError: naming everything in which the state differs.
         """
-        position = super().checked_position(state)
-        if self._draws_class.keeps_state:
+        position = super().checked_position(state, on_new_data)
+        if on_new_data == "refuse" and self._draws_class.keeps_state:
             self._draws.check_state(self._step_of(position), state)
         return position
 

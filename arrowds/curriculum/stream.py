@@ -7,7 +7,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,10 @@ from arrowds.shares import refuse_second_division
 Int64 = npt.NDArray[np.int64]
 
 STATE_VERSION = 1
+
+_DATA = ("index", "indexes")
+OnNewData = Literal["refuse", "continue"]
+"""What becomes of a saved state when the index has other samples or values than the one that it was drawn from."""
 
 logger = logging.getLogger(__name__)
 
@@ -352,20 +356,29 @@ class BatchStream(ABC):
             "current_difficulties": self.difficulties_at(step) if position else {},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None, *, on_new_data: OnNewData = "refuse") -> None:
         """Move to the position of a saved state, of any rank and any world size with the same global batch size.
 
         None, which DeepSpeed passes for a checkpoint without a sampler, leaves the position unchanged, and so does a
         state that is refused. With ``order="deepspeed"`` all steps up to the position are drawn, to compare the
         generator.
 
+        Args:
+            state: what :meth:`state_dict` returned.
+            on_new_data: "continue" accepts a state of another version of the index, one that was appended to for
+                instance. The steps after the saved one are then those of the index that this sampler has: what is drawn
+                from its larger pools at these steps, samples that were drawn before included.
+
         Raises:
+            ConfigError: for another value of ``on_new_data``.
             StateMismatchError: naming everything in which the state differs: dataset, curriculum, seed, ...
         """
         if state is None:
             logger.warning("the checkpoint has no sampler state; the sampler stays at its current position")
             return
-        self._resume(self.checked_position(state), state.get("epoch"))
+        if on_new_data not in ("refuse", "continue"):
+            raise ConfigError(f"on_new_data must be 'refuse' or 'continue', got {on_new_data!r}")
+        self._resume(self.checked_position(state, on_new_data), state.get("epoch"))
 
     def _resume(self, position: int, epoch: int | None) -> None:
         """Go to a position of a pass; None: the first pass that reaches it."""
@@ -374,7 +387,7 @@ class BatchStream(ABC):
         self._choose(epoch)
         self._go_to(max(position, self._begin_of(epoch)))
 
-    def checked_position(self, state: Mapping[str, Any]) -> int:
+    def checked_position(self, state: Mapping[str, Any], on_new_data: OnNewData = "refuse") -> int:
         """Return the position of a saved state if it fits this stream; change nothing.
 
         Raises:
@@ -383,16 +396,16 @@ class BatchStream(ABC):
         if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
             got = state.get("version") if isinstance(state, Mapping) else type(state).__name__
             raise StateMismatchError(f"expected a sampler state of version {STATE_VERSION}, got {got!r}")
-        differing = [
-            f"{name} (saved {state.get(name)!r}, now {value!r})"
-            for name, value in self.identity().items()
-            if state.get(name) != value
-        ]
+        now = self.identity()
+        differing = [name for name, value in now.items() if state.get(name) != value]
+        if on_new_data == "continue":
+            differing = [name for name in differing if name not in _DATA]
         if differing:
+            listed = ", ".join(f"{name} (saved {state.get(name)!r}, now {now[name]!r})" for name in differing)
+            remedy = self._other_version(state) if set(differing) <= set(_DATA) else None
             raise StateMismatchError(
-                "the saved state differs in "
-                + ", ".join(differing)
-                + "; use the index and the curriculum that it was saved with"
+                f"the saved state differs in {listed}; "
+                + (remedy or "use the index and the curriculum that it was saved with")
             )
         position = state.get("consumed_samples")
         if not isinstance(position, int) or isinstance(position, bool) or position < 0:
@@ -401,6 +414,19 @@ class BatchStream(ABC):
         if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
             raise StateMismatchError(f"the saved state has an invalid epoch: {epoch!r}")
         return position
+
+    def _other_version(self, state: Mapping[str, Any]) -> str | None:
+        """Say which call opens the version of the index that a state was drawn from, where both are known."""
+        index = getattr(self, "index", None)
+        saved, now = state.get("index_version"), getattr(index, "version", None)
+        if saved is None or now is None or saved == now:
+            return None
+        path = str(getattr(index, "path", "INDEX"))
+        return (
+            f"it was drawn from version {saved} of the index, this is version {now}: resume with "
+            f"arrowds.open_index({path!r}, version={saved}), or continue with the new data by "
+            "load_state_dict(state, on_new_data='continue')"
+        )
 
 
 def check_step(step: int) -> int:

@@ -6,7 +6,7 @@ Nothing but the manifest is read until a metric is used: an index is cheap to op
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,10 @@ class Index:
     def fingerprint(self) -> str:
         """A digest (32 hexadecimal digits) of the data and of every metric's values; compaction does not change it."""
         return self.manifest.fingerprint()
+
+    def fingerprint_of(self, metrics: Iterable[str]) -> str:
+        """Return a digest of the data and of the values of some metrics: it stays the same when others are added."""
+        return self.manifest.fingerprint(metrics)
 
     def __getitem__(self, name: str) -> MetricIndex:
         if name not in self._metrics:

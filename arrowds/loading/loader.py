@@ -207,15 +207,19 @@ class CurriculumDataLoader:
     def _state(self) -> dict[str, Any]:
         return self.sampler.state_dict() if self._place is None else self._drawing.state_at(self._place)
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None, **options: Any) -> None:
         """Resume where a state was taken, with the next batch. None, a checkpoint without a state, changes nothing.
+
+        Args:
+            state: what :meth:`state_dict` returned.
+            options: of the sampler's own method, such as ``on_new_data="continue"``.
 
         Raises:
             StateMismatchError: for a state that the sampler refuses; the position is then unchanged.
         """
         if state is None:
             return
-        self.sampler.load_state_dict(state)
+        self.sampler.load_state_dict(state, **options)
         self._place, self._moved, self._ended = None, True, False
 
 

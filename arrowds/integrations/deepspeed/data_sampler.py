@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from arrowds.curriculum.metric_values import find_metric
 from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.curriculum.stream import OnNewData
 from arrowds.errors import StateMismatchError
 from arrowds.integrations.deepspeed.curriculum_metrics import open_curriculum_metrics
 from arrowds.integrations.deepspeed.export import fitting_integer
@@ -166,7 +167,7 @@ class DeepSpeedDataSampler(CurriculumSampler):
         self._announced = 0
         super()._go_to(position)
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None, *, on_new_data: OnNewData = "refuse") -> None:
         """Move to the position of a saved state: of this class, of DeepSpeed's sampler, or None.
 
         From DeepSpeed's, which does not save the state of its generator, only the position is taken.
@@ -175,7 +176,7 @@ class DeepSpeedDataSampler(CurriculumSampler):
             StateMismatchError: naming everything in which the state differs.
         """
         if state is None or not state.keys() >= _DEEPSPEED_STATE:
-            return super().load_state_dict(state)
+            return super().load_state_dict(state, on_new_data=on_new_data)
         position = state["curriculum_step"] * self.layout.global_batch_size - len(state["batch"])
         if position < 0 or len(state["batch"]) > self.layout.global_batch_size:
             raise StateMismatchError(
