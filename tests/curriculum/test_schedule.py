@@ -123,7 +123,7 @@ def test_a_schedule_of_the_user_has_a_name() -> None:
             {"schedule_type": "fixed_discrete", "schedule_config": {"difficulty": [1], "max_step": [1]}},
             "one element less",
         ),
-        ({"schedule_type": "piecewise", "schedule_config": {"points": [[2, 1], [1, 1]]}}, "rising step"),
+        ({"schedule_type": "piecewise", "schedule_config": {"points": [[2, 1], [1, 1]]}}, "ascending step"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:
