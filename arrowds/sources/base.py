@@ -139,17 +139,29 @@ def check_target(target_rows: int) -> None:
 def plain_schema(schema: pa.Schema) -> pa.Schema:
     """The same columns without metadata and top-level nullability, which differ between files for no reason.
 
-    Raises SourceError where two columns have one name.
+    Raises SourceError where two columns have one name, and where a name, also of a nested field, is not UTF-8.
 
     >>> plain_schema(pa.schema([pa.field("x", pa.int8(), nullable=False)], metadata={"by": "pandas"}))
     x: int8
     """
+    try:
+        for field in schema:
+            _read_names(field)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"the name of a column is not UTF-8 ({error}); rename it, or is the file damaged?") from error
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if repeated:
         raise SourceError(
             f"column {repeated[0]!r} appears more than once; rename it, so that it can be selected by name"
         )
     return pa.schema([pa.field(field.name, field.type) for field in schema])
+
+
+def _read_names(field: pa.Field) -> None:
+    """Read the names of a field and of those in it, which raises UnicodeDecodeError where one is not UTF-8."""
+    _ = field.name
+    for number in range(field.type.num_fields):
+        _read_names(field.type.field(number))
 
 
 def schema_to_text(schema: pa.Schema) -> str:

@@ -57,14 +57,17 @@ class DataFile(ABC):
     digest: str = ""
     """The digest of its bytes where opening the file had to read all of them."""
 
+    def __post_init__(self) -> None:
+        """Raise UnreadableFileError for row numbers that can't be."""
+        if self.cuts[0] or np.any(np.diff(self.cuts) < 0):
+            raise UnreadableFileError(f"{self.path} is damaged: it says that it has a negative number of rows")
+
     @classmethod
     def open(cls, path: Path, options: ReadOptions | None = None) -> Self:
         """Find out what reading needs to know; raises UnreadableFileError that names the file."""
         stamp = FileStamp.of(path)
         with naming_the_file(path):
             file = cls._open(stamp, options or ReadOptions())
-        if np.any(np.diff(file.cuts) < 0):
-            raise UnreadableFileError(f"{path} is damaged: it says that it has a negative number of rows")
         stamp.check()
         return file
 
@@ -121,7 +124,7 @@ class DataFile(ABC):
         """What was found out, but for the stamp and the schema, as plain JSON values."""
         values = {found.name: getattr(self, found.name) for found in fields(self)}
         return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
+            name: np.asarray(value).tolist() if isinstance(value, np.ndarray | tuple) else value
             for name, value in values.items()
             if name not in ("stamp", "schema")
         }
@@ -129,7 +132,9 @@ class DataFile(ABC):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], stamp: FileStamp, schema: pa.Schema) -> Self:
         """The file of a description by `to_spec`."""
-        values = {name: _from_json(value) for name, value in spec.items()}
+        values = {
+            found.name: _from_json(spec[found.name], str(found.type)) for found in fields(cls) if found.name in spec
+        }
         return cls(stamp=stamp, schema=schema, **values)
 
 
@@ -141,11 +146,16 @@ def _misfit(name: str, kind: pa.DataType, present: Mapping[str, pa.DataType]) ->
     return "" if fits else f"column {name!r} is {present[name]} instead of {kind}"
 
 
-def _from_json(value: Any) -> Any:
-    """A list of numbers is an array, any other list a tuple."""
-    if not isinstance(value, list):
-        return value
-    return np.array(value, np.int64) if value and isinstance(value[0], int) else tuple(value)
+def _from_json(value: Any, annotation: str) -> Any:
+    """The value of a field with this annotation; raises TypeError for a value of another type."""
+    match annotation, value:
+        case "npt.NDArray[np.int64]", [_, *_] if all(type(item) is int for item in value):
+            return np.array(value, np.int64)
+        case "tuple[str, ...]", list() if all(isinstance(item, str) for item in value):
+            return tuple(value)
+        case ("bool", bool()) | ("str", str()):
+            return value
+    raise TypeError(f"{value!r} is not a value of the type {annotation}")
 
 
 class FileSource(Source):
@@ -250,7 +260,7 @@ class FileSource(Source):
     def from_spec(cls, spec: Mapping[str, Any], file_class: type[DataFile]) -> FileSource:
         """The source of a description by `to_spec`; raises UnreadableFileError for a file that differs."""
         schema = schema_from_text(spec["schema"])
-        records = [SourceFile(**file["record"]) for file in spec["files"]]
+        records = [SourceFile.from_json(file["record"]) for file in spec["files"]]
         stamps = map(recorded_stamp, records)
         both = zip(spec["files"], stamps, strict=True)
         self = cls([file_class.from_spec(file["layout"], stamp, schema) for file, stamp in both], schema)

@@ -38,7 +38,7 @@ _FOREIGN = (
     *(".lance", ".xlsx", ".msgpack"),
 )
 # What people put beside data.
-_ABOUT = re.compile(r"(README|LICENSE|NOTICE|CITATION)|.*\.md$", re.IGNORECASE)
+_ABOUT = re.compile(r"(README|LICENSE|NOTICE|CITATION)|.*\.md$|dataset_infos?\.json$", re.IGNORECASE)
 # How a manifest of an index starts, whatever its version.
 _INDEX_MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:\s*"arrowds-index"')
 _MOST_NAMES = 5
@@ -112,10 +112,10 @@ def _expanded(pattern: str) -> list[Path]:
 
 def _files_of_folder(folder: Path) -> list[Path]:
     """All data files below a folder, sorted, without hidden ones and Spark's marks, which start with an underscore."""
-    files = _that_count(sorted(_visible(folder)), folder)
+    files = [path for path in _that_count(sorted(_visible(folder)), folder) if not _ABOUT.match(path.name)]
     found = [path for path in files if format_of(path) is not None or path.suffix in _PAIR]
     taken = set(found)
-    others = [path for path in files if path not in taken and not _ABOUT.match(path.name)]
+    others = [path for path in files if path not in taken]
     if not found:
         raise UnreadableFileError(f"no data file in {folder}; looked for {', '.join([*FORMATS, *_PAIR])}")
     if foreign := [path for path in others if path.suffix.lower() in _FOREIGN]:
@@ -244,8 +244,8 @@ def _rows_of_saved(folder: Path) -> dict[str, str] | None:
     splits = _read_json(folder / "dataset_info.json").get("splits")
     if not isinstance(splits, dict):
         return None
-    names = {path.name: re.sub(r"-\d+-of-\d+$", "", path.stem) for path in folder.glob("*.arrow")}
-    found = {name: split for name, stem in names.items() for split in splits if stem.endswith(f"-{split}")}
+    stems = {path.name: re.sub(r"-\d+-of-\d+$", "", path.stem) for path in folder.iterdir() if format_of(path)}
+    found = {name: split for name, stem in stems.items() for split in splits if stem.endswith(f"-{split}")}
     return found or None
 
 

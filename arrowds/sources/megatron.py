@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arrowds.errors import ConfigError, UnreadableFileError
+from arrowds.errors import ConfigError, SourceError, UnreadableFileError
 from arrowds.indexed_dataset import Dialect, IndexedDataset, strip_suffix
 from arrowds.sources import fingerprint
 from arrowds.sources.base import MAX_BATCH_ROWS, Source, describe_columns
@@ -142,8 +142,12 @@ class MegatronSource(Source):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> MegatronSource:
         """The source of a description by `to_spec`; raises UnreadableFileError for a file that differs."""
-        records = [SourceFile(**file) for file in spec["files"]]
+        records = [SourceFile.from_json(file) for file in spec["files"]]
         stamps = [recorded_stamp(record) for record in records]
+        if [stamp.path for stamp in stamps] != pair_of(records[0].path):
+            raise SourceError(
+                f"expected the records of a .bin and an .idx file, got {[record.path for record in records]}"
+            )
         self = cls(records[0].path, dialect=spec["dialect"], column=spec["column"])
         for stamp in stamps:
             stamp.check()

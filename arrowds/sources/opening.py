@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from arrowds.errors import ConfigError, SourceError
+from arrowds.errors import ArrowdsError, ConfigError, SourceError
 from arrowds.indexed_dataset import strip_suffix
 from arrowds.sources.base import Source
 from arrowds.sources.files import FileSource, Quoting, ReadOptions
@@ -165,7 +165,9 @@ def source_from_spec(spec: Mapping[str, Any]) -> Source:
                 return TokenizedSource.from_spec(spec, source_from_spec(spec["source"]))
             case kind:
                 raise SourceError(f"can't open a source of the kind {kind!r}; was it described by a newer version?")
-    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+    except ArrowdsError:
+        raise
+    except Exception as error:  # whatever a damaged description leads to
         raise SourceError(f"this is not the description of a source, or it is damaged ({error!r})") from error
 
 

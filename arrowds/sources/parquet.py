@@ -40,17 +40,32 @@ class ParquetFile(DataFile):
         first, last = (np.searchsorted(self.cuts, [start + 1, stop], side="left") - [1, 0]).tolist()
         # Pages that carry a checksum are checked.
         with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-            batch_rows = _batch_rows(file.metadata, first, last, columns)
+            batch_rows = _batch_rows(file.metadata, first, last)
             decoded = file.iter_batches(batch_rows, row_groups=list(range(first, last)), columns=columns)
-            yield from slice_rows(decoded, int(self.cuts[first]), start, stop, batch_rows)
+            sliced = slice_rows(decoded, int(self.cuts[first]), start, stop, batch_rows)
+            yield from sliced if batch_rows == MAX_BATCH_ROWS else _joined(sliced)
 
 
-def _batch_rows(metadata: pq.FileMetaData, first: int, last: int, columns: list[str]) -> int:
-    """How many rows of these columns make about `_BATCH_BYTES`, by the row groups' own sizes. Pure."""
-    rows = num_bytes = 0
-    for group in map(metadata.row_group, range(first, last)):
-        rows += group.num_rows
-        for column in map(group.column, range(group.num_columns)):
-            if column.path_in_schema.split(".")[0] in columns or column.path_in_schema in columns:
-                num_bytes += column.total_uncompressed_size
+def _batch_rows(metadata: pq.FileMetaData, first: int, last: int) -> int:
+    """How many whole rows make about `_BATCH_BYTES`, by the row groups' own sizes.
+
+    Not by those of the columns: pyarrow ends the process where their metadata are damaged.
+    """
+    groups = [metadata.row_group(number) for number in range(first, last)]
+    rows: int = sum(group.num_rows for group in groups)
+    num_bytes: int = sum(group.total_byte_size for group in groups)
     return max(min(MAX_BATCH_ROWS, rows * _BATCH_BYTES // max(num_bytes, 1)), 1)
+
+
+def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in larger batches, where wide rows made them short, but the columns asked for are small."""
+    waiting: list[pa.RecordBatch] = []
+    rows = num_bytes = 0
+    for batch in batches:
+        rows, num_bytes = rows + batch.num_rows, num_bytes + batch.nbytes
+        if waiting and (rows > MAX_BATCH_ROWS or num_bytes > _BATCH_BYTES):
+            yield pa.concat_batches(waiting)
+            waiting, rows, num_bytes = [], batch.num_rows, batch.nbytes
+        waiting.append(batch)
+    if waiting:
+        yield pa.concat_batches(waiting)

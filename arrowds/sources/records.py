@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from arrowds.errors import SourceError, UnreadableFileError
 from arrowds.sources import fingerprint
@@ -33,6 +34,18 @@ class SourceFile:
     num_bytes: int
     modified: str
     digest: str
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SourceFile:
+        """The record with these fields; raises SourceError where one is missing or has another type.
+
+        >>> SourceFile.from_json({"path": "/a", "num_rows": 2, "num_bytes": 9, "modified": "1", "digest": "b"}).num_rows
+        2
+        """
+        names = {"path": str, "num_rows": int, "num_bytes": int, "modified": str, "digest": str}
+        if not isinstance(values, Mapping) or {name: type(value) for name, value in values.items()} != names:
+            raise SourceError(f"expected the record of a file with the fields {', '.join(names)}, got {values!r}")
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Damaged copies of `.idx`, Arrow IPC, Parquet and compressed text files: whatever is read, only arrowds errors come.
+"""Damaged copies of `.idx`, Arrow IPC, Parquet and text files and of descriptions of sources: only arrowds errors come.
 
 python tests/sources/fuzz_readers.py [cases per format] [seed]    (100,000 cases each is a night's work)
 
@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from arrowds.errors import ArrowdsError
 from arrowds.indexed_dataset import IndexedDataset, write_indexed_dataset
-from arrowds.sources import MegatronSource, Source, open_source
+from arrowds.sources import MegatronSource, Source, TokenizedSource, open_source, source_from_spec
 
 TABLE = pa.table(
     {
@@ -75,6 +76,20 @@ def write_csv(folder: Path) -> Path:
     return folder / "a.csv"
 
 
+def write_specs(folder: Path) -> Path:
+    """The descriptions of three sources, as a plan holds them."""
+    sources = [open_source(write_csv(folder)), open_source(write_parquet(folder)), MegatronSource(write_pair(folder))]
+    specs = [TokenizedSource(sources[0]).to_spec(), *(source.to_spec() for source in sources)]
+    (folder / "specs.json").write_text(json.dumps(specs))
+    return folder / "specs.json"
+
+
+def open_spec(path: Path) -> Source:
+    """One of the descriptions; the file says which, so that a case repeats."""
+    specs = json.loads(path.read_bytes())
+    return source_from_spec(specs[path.stat().st_size % len(specs)])
+
+
 def open_pair(path: Path) -> Source:
     for row in IndexedDataset.open(path):
         row.sum()
@@ -90,11 +105,29 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Source]]] = {
     "json lines": (write_text, open_source),
     "json lines, gzip": (write_gzip, open_source),
     "csv": (write_csv, open_source),
+    "description": (write_specs, open_spec),
 }
+JSON_VALUES = [None, -1, 0, 2**31, 2**63, 2**70, 1.5, True, "", "x", "/", [], [-1], [0, 5, 3], ["x"], {}, {"x": 1}]
+
+
+def damaged_json(whole: bytes, rng: random.Random) -> bytes:
+    """Replace or drop one value anywhere, and add spaces, whose number chooses one of the descriptions."""
+    root = json.loads(whole)
+    value: Any = root
+    while True:
+        key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        if rng.random() < 0.2 or not (isinstance(value[key], dict | list) and value[key]):
+            break
+        value = value[key]
+    if rng.random() < 0.2:
+        del value[key]
+    else:
+        value[key] = rng.choice(JSON_VALUES)
+    return json.dumps(root).encode() + b" " * rng.randrange(8)
 
 
 def damaged(whole: bytes, rng: random.Random) -> bytes:
-    """Flip bits, set bytes and words to extremes, cut, repeat or drop a stretch; often near the end, where footers are."""
+    """Flip bits, set bytes and words to extremes, cut, repeat or drop a stretch; often near the end."""
     raw = bytearray(whole)
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         at = rng.randrange(len(raw)) if rng.random() < 0.5 else max(len(raw) - 1 - rng.randrange(900), 0)
@@ -121,7 +154,8 @@ def run(name: str, cases: int, seed: int) -> int:
         path = write(Path(folder))
         whole = path.read_bytes()
         for case in range(seed, seed + cases):
-            path.write_bytes(damaged(whole, random.Random(case)))
+            damage = damaged_json if name == "description" else damaged
+            path.write_bytes(damage(whole, random.Random(case)))
             try:
                 source = opened(path)
                 if len(source) > 100_000:

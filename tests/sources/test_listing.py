@@ -63,6 +63,9 @@ def test_builder_cache_of_several_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds the splits 'test', 'train'; pass the files of one"):
         open_source(folder)
     assert rows(open_source(f"{folder}/*-train*.arrow"), 0, 1) == [{"x": 3}]
+    (next(folder.glob("*-test*.arrow"))).unlink()
+    (folder / "cache-0123456789abcdef.arrow").touch()
+    assert rows(open_source(folder), 0, 1) == [{"x": 3}]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,12 @@ def test_description_in_json_is_not_taken_for_a_row(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"a\.jsonl and config\.json: are both data"):
         open_source(tmp_path)
     assert len(open_source([tmp_path / "a.jsonl", tmp_path / "config.json"])) == 2
+
+
+def test_description_of_a_hub_dataset_is_no_data(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "train-00000-of-00001.parquet")
+    (tmp_path / "dataset_infos.json").write_text(json.dumps({"default": {"splits": {"train": {}, "test": {}}}}))
+    assert rows(open_source(tmp_path), 0, 3) == TABLE.to_pylist()
 
 
 def test_other_files_are_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

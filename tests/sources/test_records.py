@@ -371,6 +371,16 @@ def test_described_source_reads_the_same_without_reading_all_bytes(
         assert json.dumps(copy.to_spec()) == spec
 
 
+def test_described_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    write_json(table(0), tmp_path / "a.jsonl")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"t0": 3, "t1": 5, "[UNK]": 0}, unk_token="[UNK]"))
+    source = TokenizedSource(open_source(tmp_path), tokenizer=tokenizer, special_tokens=True)
+    copy = reopened(source)
+    assert rows(copy, 0, 3, ["input_ids"]) == [{"input_ids": [3]}, {"input_ids": [5]}, {"input_ids": [0]}]
+    assert copy.fingerprint() == source.fingerprint()
+
+
 def test_described_pair_reads_the_same(tmp_path: Path) -> None:
     write_indexed_dataset(tmp_path / "a", np.arange(6), np.array([2, 4]), dtype="uint32")
     source = MegatronSource(tmp_path / "a", dialect="deepspeed", column="tokens")
