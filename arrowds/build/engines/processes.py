@@ -51,12 +51,13 @@ def _until_a_death(
 ) -> Generator[int, None, None]:
     """Do items until all are done or a worker died; the items that died are counted and stay in ``left``."""
     from loky import ProcessPoolExecutor
+    from loky.backend import get_context
     from loky.process_executor import TerminatedWorkerError
 
     threads = str(max(1, (os.cpu_count() or 1) // count))
     environment = {"POLARS_MAX_THREADS": threads, "OMP_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"}
     executor = ProcessPoolExecutor(
-        count, env={**environment, **os.environ}, initializer=_load, initargs=(payload,), context="loky"
+        count, env={**environment, **os.environ}, initializer=_load, initargs=(payload,), context=get_context("loky")
     )
     running: dict[Future[None], int] = {}
     waiting = iter(sorted(left, key=lambda number: (-deaths.get(number, 0), number)))
