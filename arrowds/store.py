@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePath
 from typing import Any
@@ -97,10 +98,14 @@ class Store(ABC):
             StorageError: when it can't be written (disk full, permission, connection), saying why.
         """
 
-    def write(self, name: str, data: bytes) -> FileRecord:
-        """Write a small object, replacing one of that name."""
+    def write(self, name: str, data: bytes, *, durable: bool = False) -> FileRecord:
+        """Write a small object, replacing one of that name; ``durable``, it is either one after a power cut, too."""
         with self.writing(name) as draft:
             draft.path.write_bytes(data)
+            if durable:
+                sync_path(draft.path)
+        if durable:
+            self.sync([name])
         written: FileRecord = draft.written
         return written
 
@@ -168,27 +173,45 @@ class LocalStore(Store):
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Draft]:
+        self._create_root()
         with replacing(self.root / name) as draft:
             yield draft
 
     def create(self, name: str, data: bytes) -> bool:
+        self._create_root()
         path = self.root / name
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with draft.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                created = _linked(draft, path, data)
-            finally:
-                draft.unlink(missing_ok=True)
+            while True:
+                draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+                try:
+                    with draft.open("xb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    created = _linked(draft, path, data)
+                    break
+                except FileNotFoundError:
+                    if not path.parent.is_dir():
+                        raise
+                    # else a vacuum took the draft for one of a killed writer
+                finally:
+                    draft.unlink(missing_ok=True)
             if created:
                 _sync_folders(path.parent, self.root)
             return created
         except OSError as error:
             raise StorageError(error.errno, f"{path} could not be written: {explained(error)}") from error
+
+    def _create_root(self) -> None:
+        """Create the folder and those above it, so that they survive a power cut."""
+        missing = list(takewhile(lambda folder: not folder.exists(), (self.root, *self.root.parents)))
+        try:
+            for folder in reversed(missing):
+                folder.mkdir(exist_ok=True)
+                sync_path(folder.parent)
+        except OSError as error:
+            raise StorageError(error.errno, f"{self.root} could not be created: {explained(error)}") from error
 
     def entries(self, prefix: str) -> list[Entry]:
         start = self.root / prefix if prefix else self.root

@@ -141,9 +141,9 @@ def check_tables(index: arrowds.Index, columns: dict[str, pa.Array]) -> None:
         distribution = index.sql(f'from "distribution_{name}"')
         assert distribution["value"].to_list() == index[name].distribution()["value"].to_list()
         assert distribution["count"].to_list() == index[name].distribution()["count"].to_list()
-        table = pa.table({"v": pa.array(wanted[name], column.type)})  # noqa: F841  # DuckDB reads it by its name
         with duckdb.connect() as connection:
-            brute = connection.sql("select quantile_disc(v, 0.25), count(v) from table").fetchone()
+            connection.register("brute", pa.table({"v": pa.array(wanted[name], column.type)}))
+            brute = connection.sql("select quantile_disc(v, 0.25), count(v) from brute").fetchall()[0]
         if index[name].num_valid:
             assert index[name].quantile(0.25) == brute[0]
         assert index[name].count() == brute[1]

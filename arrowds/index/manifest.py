@@ -360,7 +360,7 @@ def commit(store: Store, based_on: Callable[[Manifest | None], Manifest]) -> Man
 def retire(store: Store, version: int) -> None:
     """Replace the manifest of a version by a mark; its number stays taken, so that no late writer can commit it."""
     mark = _Header(format="arrowds-index", format_version=FORMAT_VERSION, vacuumed=True)
-    store.write(paths.manifest(version), mark.model_dump_json().encode() + b"\n")
+    store.write(paths.manifest(version), mark.model_dump_json().encode() + b"\n", durable=True)
 
 
 def check_sizes(store: Store, files: Mapping[str, File]) -> None:
