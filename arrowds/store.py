@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -345,18 +345,26 @@ def explained(error: OSError) -> str:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs; other processes of this host wait. A killed one leaves none."""
+def one_at_a_time(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file ``path`` while the block runs; other processes of this host wait. A killed one leaves none.
+
+    Gives whether the lock is held: not so on a network file system without locks, or, without ``wait``, where another
+    process holds it.
+    """
     while True:
         with path.open("w") as file:
-            with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_same(file.fileno(), path):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except OSError:
+                held = False
+            if held and not _is_same(file.fileno(), path):
                 continue  # the holder before us has removed it, and another may hold a new one
             try:
-                yield
+                yield held
             finally:
-                path.unlink(missing_ok=True)
+                if held or wait:
+                    path.unlink(missing_ok=True)
             return
 
 

@@ -21,6 +21,8 @@ _NAMES = {
     "group": ((None, "ROWS_PER_GROUP"),),
     "sample": ((None, "SAMPLE_SIZE"),),
     "segment": ((None, "MOST_SEGMENT_ROWS"),),
+    "inserted": (("arrowds.index.view", "_MOST_INSERTED_ROWS"),),
+    "run": (("arrowds.index.ranges", "_ROWS_PER_RUN"),),
     "hole": (("arrowds.index.files", "_SMALLEST_HOLE"),),
 }
 """A public constant (no module named) is patched in every module that imports it."""
@@ -47,7 +49,7 @@ def _importers_of(name: str) -> list[object]:
     return [module for known, module in list(sys.modules.items()) if known.startswith("arrowds") and name in vars(module)]
 
 
-TINY = {"part": 8, "bucket": 12, "file": 5, "batch": 3, "group": 4, "sample": 30, "hole": 64}
+TINY = {"part": 8, "bucket": 12, "file": 5, "batch": 3, "group": 4, "sample": 30, "hole": 64, "inserted": 20, "run": 2}
 """Sizes that a hundred rows cross many times."""
 
 SIZES = st.fixed_dictionaries(
@@ -59,6 +61,8 @@ SIZES = st.fixed_dictionaries(
         "group": st.sampled_from([1, 3, 1000]),
         "sample": st.sampled_from([1, 7, 1000]),
         "segment": st.sampled_from([4, 30, 1 << 32]),
-        "hole": st.sampled_from([1 << 4, 1 << 20]),
+        "inserted": (("arrowds.index.view", "_MOST_INSERTED_ROWS"),),
+    "run": (("arrowds.index.ranges", "_ROWS_PER_RUN"),),
+    "hole": st.sampled_from([1 << 4, 1 << 20]),
     }
 )

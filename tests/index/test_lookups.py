@@ -94,18 +94,17 @@ def test_a_value_that_fills_half_crosses_every_size(tmp_path, kind):
         assert len(whole.manifest.segments[0].columns["m"].buckets) > 1
 
 
-@pytest.mark.parametrize("rows", [(1 << 18) - 1, 1 << 18, (1 << 18) + 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+@pytest.mark.parametrize("rows", [1 << 18, (1 << 18) + 1, 1 << 20, (1 << 20) + 1])
 def test_sizes_around_the_real_thresholds(tmp_path, rows):
     """Rows that decide the cuts, of a part, of a row group: NumPy sorts them, too."""
     values = np.random.default_rng(rows).integers(0, 1 << 30, rows)
     check_large(tmp_path, values, cut=rows // 3)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "float64"])
-def test_a_value_more_frequent_than_a_file_has_rows(tmp_path, dtype):
+def test_a_value_more_frequent_than_a_file_has_rows(tmp_path):
     """Above 2^22 rows: it gets a bucket of its own, of several files, and its neighbours are in others."""
     random = np.random.default_rng(3)
-    values = np.full((1 << 22) + (1 << 20), 2048, dtype)
+    values = np.full((1 << 22) + (1 << 20), 2048, "uint16")
     rest = random.permutation(len(values))[: 1 << 19]
     values[rest] = random.integers(0, 4096, len(rest))
     check_large(tmp_path, values, cut=1 << 18)
