@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -97,10 +98,14 @@ class Store(ABC):
             StorageError: when it can't be written (disk full, permission, connection), saying why.
         """
 
-    def write(self, name: str, data: bytes) -> FileRecord:
-        """Write a small object, replacing one of that name."""
+    def write(self, name: str, data: bytes, *, durable: bool = False) -> FileRecord:
+        """Write a small object, replacing one of that name; ``durable``, it is either one after a power cut, too."""
         with self.writing(name) as draft:
             draft.path.write_bytes(data)
+            if durable:
+                sync_path(draft.path)
+        if durable:
+            self.sync([name])
         written: FileRecord = draft.written
         return written
 
@@ -168,27 +173,45 @@ class LocalStore(Store):
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Draft]:
+        self._create_root()
         with replacing(self.root / name) as draft:
             yield draft
 
     def create(self, name: str, data: bytes) -> bool:
+        self._create_root()
         path = self.root / name
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with draft.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                created = _linked(draft, path, data)
-            finally:
-                draft.unlink(missing_ok=True)
+            while True:
+                draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+                try:
+                    with draft.open("xb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    created = _linked(draft, path, data)
+                    break
+                except FileNotFoundError:
+                    if not path.parent.is_dir():
+                        raise
+                    # else a vacuum took the draft for one of a killed writer
+                finally:
+                    draft.unlink(missing_ok=True)
             if created:
                 _sync_folders(path.parent, self.root)
             return created
         except OSError as error:
             raise StorageError(error.errno, f"{path} could not be written: {explained(error)}") from error
+
+    def _create_root(self) -> None:
+        """Create the folder and those above it, so that they survive a power cut."""
+        missing = list(takewhile(lambda folder: not folder.exists(), (self.root, *self.root.parents)))
+        try:
+            for folder in reversed(missing):
+                folder.mkdir(exist_ok=True)
+                sync_path(folder.parent)
+        except OSError as error:
+            raise StorageError(error.errno, f"{self.root} could not be created: {explained(error)}") from error
 
     def entries(self, prefix: str) -> list[Entry]:
         start = self.root / prefix if prefix else self.root
@@ -322,18 +345,26 @@ def explained(error: OSError) -> str:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs; other processes of this host wait. A killed one leaves none."""
+def one_at_a_time(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file ``path`` while the block runs; other processes of this host wait. A killed one leaves none.
+
+    Gives whether the lock is held: not so on a network file system without locks, or, without ``wait``, where another
+    process holds it.
+    """
     while True:
         with path.open("w") as file:
-            with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_same(file.fileno(), path):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except OSError:
+                held = False
+            if held and not _is_same(file.fileno(), path):
                 continue  # the holder before us has removed it, and another may hold a new one
             try:
-                yield
+                yield held
             finally:
-                path.unlink(missing_ok=True)
+                if held or wait:
+                    path.unlink(missing_ok=True)
             return
 
 

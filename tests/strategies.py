@@ -55,3 +55,18 @@ def value_columns(
         items[: size // 2] = items[:1] * (size // 2)
         items = draw(st.permutations(items))
     return pa.array(items, kind)
+
+
+@st.composite
+def chunked_columns(
+    draw: st.DrawFn,
+    *,
+    kinds: tuple[pa.DataType, ...] = VALUE_TYPES,
+    max_chunks: int = 4,
+    max_size: int = 25,
+    nulls: bool = True,
+) -> list[pa.Array]:
+    """The columns of one type that are indexed one after the other, each of which may be of another range of values."""
+    kind = draw(st.sampled_from(kinds))
+    column = value_columns(kinds=(kind,), max_size=max_size, nulls=nulls)
+    return draw(st.lists(column, min_size=1, max_size=max_chunks))

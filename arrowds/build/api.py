@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from arrowds.build.commit import begin, commit, plan_columns, run_reduce, tidy
+from arrowds.build.commit import begin, commit, discard, has_build, plan_columns, run_reduce, tidy
 from arrowds.build.engines import Engine, Work, engine_named
+from arrowds.build.lineage import definitions
 from arrowds.build.map import map_part, sum_of_parts
 from arrowds.build.operations import plan_analysis, plan_append, plan_more_metrics
 from arrowds.build.plan import BuildPlan
 from arrowds.build.progress import ProgressCallback, reporting
-from arrowds.errors import IndexChangedError
+from arrowds.errors import IndexChangedError, IndexCorruptError, IndexNotFoundError, StorageError
 from arrowds.index import Index
 from arrowds.index import manifest as manifests
 from arrowds.index.manifest import Manifest
@@ -200,6 +201,14 @@ def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: boo
             columns = plan_columns(plan, totals)
             run_reduce([column for planned in columns for column in planned], engine)
             engine.once(partial(commit, plan, columns, totals))
+        except (IndexCorruptError, IndexNotFoundError, StorageError):
+            if not _is_committed(plan):
+                raise
+            logger.info("another run has finished the same build")
+        except IndexChangedError:
+            if plan.operation == "add_metrics":  # an append takes up its work again, this does not
+                discard(store, plan.key)
+            raise
         finally:
             engine.close()
     newest = manifests.load(store)
@@ -207,6 +216,13 @@ def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: boo
     if isinstance(store, LocalStore):
         manifests.check_sizes(store, newest.files)
     return Index(store, newest)
+
+
+def _is_committed(plan: BuildPlan) -> bool:
+    """Whether another process has committed a build, and removed what this one was working with."""
+    newest = manifests.latest(plan.store)
+    measured = {metric.name: metric.definition() for metric in plan.metrics}
+    return has_build(newest, plan.key) and measured.items() <= definitions(newest).items()
 
 
 def map_all(plan: BuildPlan, engine: Engine, progress: Progress) -> dict[str, np.ndarray]:

@@ -170,11 +170,15 @@ def commit(plan: BuildPlan, columns: Sequence[Sequence[ColumnPlan]], totals: Map
 def publish(store: Store, key: str, files: Sequence[str], based_on: Callable[[Manifest | None], Manifest]) -> Manifest:
     """Commit a snapshot that names ``files``, and remove what the build left for itself.
 
-    The files and the folders that name them are on disk before the manifest appears. A build that another process has
-    committed already is not committed again.
+    The files and the folders that name them are on disk before the manifest appears. What another process has committed
+    already is not committed again.
     """
     store.sync(files)
-    committed = manifests.commit(store, lambda newest: newest if has_build(newest, key) else based_on(newest))
+
+    def proposed(newest: Manifest | None) -> Manifest:
+        return newest if newest is not None and newest.files.keys() >= set(files) else based_on(newest)
+
+    committed = manifests.commit(store, proposed)
     discard(store, key)
     return committed
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from arrowds.arrays import numpy_view
-from arrowds.build.commit import begin, publish, run_reduce
+from arrowds.build.commit import begin, discard, publish, run_reduce
 from arrowds.build.engines import Engine, engine_named
 from arrowds.build.operations import build_key
 from arrowds.build.plan import MOST_SEGMENT_ROWS
@@ -25,9 +25,9 @@ from arrowds.index import manifest as manifests
 from arrowds.index.manifest import Manifest, Segment
 from arrowds.index.ranges import ROWS_PER_FILE
 from arrowds.index.totals import read_total, sum_of_segments, write_total
-from arrowds.index.view import ViewSpec
+from arrowds.index.view import ViewSpec, remove_dead_drafts
 from arrowds.schema import mapped_type, numpy_dtype
-from arrowds.store import Store, open_store
+from arrowds.store import TEMPORARY, LocalStore, Store, open_store
 
 
 def versions(path: str | PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> pl.DataFrame:
@@ -130,6 +130,7 @@ def compact(
 
         def with_fewer_segments(newest: Manifest | None) -> Manifest:
             if newest is None or newest.segments[: len(base.segments)] != base.segments or newest.totals != base.totals:
+                discard(store, key)
                 raise IndexChangedError(f"{store.url} was changed by another run; compact it again")
             return newest.model_copy(
                 update={
@@ -265,17 +266,17 @@ def vacuum(
     named = {name for manifest in kept for name in manifest.files}
     views = {paths.view(name, ViewSpec.of(store, manifest, name).key) for manifest in kept for name in manifest.metrics}
     running = () if unfinished else builds
-    store.delete(
-        name
-        for name in listed
-        if name not in named and not name.startswith(f"{paths.MANIFESTS}/") and not _is_needed(name, views, running)
-    )
+    store.delete(name for name in listed if name not in named and not _is_needed(name, views, running))
+    if isinstance(store, LocalStore):
+        remove_dead_drafts(store.root)
     return [manifest.version for manifest in old]
 
 
 def _is_needed(name: str, views: set[str], running: Any) -> bool:
     """Whether a file that no snapshot names belongs to a view that is used, or to a build that may be running."""
     folders = name.split("/")
+    if folders[0] == paths.MANIFESTS:
+        return not name.endswith(TEMPORARY)  # a writer that is alive makes another draft
     if folders[0] == paths.VIEWS:
         return "/".join(folders[:2]) in views or (folders[1].startswith(".") and not folders[1].endswith(".old"))
     if folders[0] not in (paths.METRICS, paths.TOTALS, paths.BUILDS):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arrowds.build.plan import BuildPlan
+import numpy as np
+
+from arrowds.build.plan import BuildPlan, digest_of_total
 from arrowds.errors import IndexChangedError, IndexExistsError, MetricError
 from arrowds.index import paths
 from arrowds.index.manifest import Column, Manifest, MetricEntry, Segment, TotalEntry, extended
@@ -73,7 +75,7 @@ def next_snapshot(plan: BuildPlan, measured: Measured, newest: Manifest | None) 
     if newest is None:
         raise IndexChangedError(f"{plan.store.url} has no snapshot any more")
     if plan.operation == "append":
-        if definitions(newest) != definitions(measured):
+        if definitions(newest) != definitions(measured) or not _is_defined_with(newest, plan.basis):
             raise IndexChangedError(f"the metrics of {plan.store.url} were changed by another run")
         return _appended(newest, measured)
     if [segment.fingerprint for segment in newest.segments] != [segment.fingerprint for segment in measured.segments]:
@@ -81,6 +83,12 @@ def next_snapshot(plan: BuildPlan, measured: Measured, newest: Manifest | None) 
             f"samples were added to {plan.store.url} while its metrics were measured; run again with all of the data"
         )
     return _with_metrics(newest, measured)
+
+
+def _is_defined_with(snapshot: Manifest, basis: Mapping[str, np.ndarray]) -> bool:
+    """Whether the metrics of a snapshot are defined with these totals, and not with those of a later refresh."""
+    known = {name: item.total.key for entry in snapshot.metrics.values() for name, item in entry.basis.items()}
+    return all(known[name].endswith(digest_of_total(basis[name])[:8]) for name in known if name in basis)
 
 
 def _analyzed(measured: Measured, version: int) -> Manifest:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from arrowds.arrays import arrow_view, numpy_view
-from arrowds.build.plan import MapTask, Part
+from arrowds.build.plan import MapTask, Part, digest_of_total
 from arrowds.build.results import checked_sum, checked_values
 from arrowds.build.runs import Run, write_run
 from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, MetricValueError, SourceError
@@ -20,16 +20,26 @@ from arrowds.schema import VALUE
 
 _DIGEST = b"arrowds.part"
 _SHAPE = b"arrowds.shape"
+_CONTENT = b"arrowds.content"
 
 
 def is_finished(task: MapTask, metric: Metric, part: Part) -> bool:
-    """Tell whether the part's file of one metric is there, whole, and made from the same data, rows and metric."""
+    """Tell whether the part's file of one metric is there and made from the same data, rows and metric."""
     try:
         if metric.kind == "per_sample":
             return run_of(task, metric, part).digest == task.part_digest(metric, part)
-        table = files.read_parquet(task.store, paths.part_sum(task.build, metric.name, part.number))
-        return bool((table.schema.metadata or {}).get(_DIGEST) == task.part_digest(metric, part).encode())
+        return _read_sum(task, metric, part)[1] == task.part_digest(metric, part)
     except IndexCorruptError:
+        return False
+
+
+def _can_be_kept(task: MapTask, metric: Metric, part: Part) -> bool:
+    """Tell whether a finished part was not damaged since."""
+    if not is_finished(task, metric, part):
+        return False
+    try:
+        return metric.kind == "total" or run_of(task, metric, part).is_whole()
+    except (IndexCorruptError, pa.ArrowException):
         return False
 
 
@@ -53,7 +63,7 @@ def map_part(task: MapTask, part: Part) -> None:
         SourceError: when the source can't be read.
         StorageError: when a file can't be written.
     """
-    metrics = [metric for metric in task.metrics if not is_finished(task, metric, part)]
+    metrics = [metric for metric in task.metrics if not _can_be_kept(task, metric, part)]
     if not metrics:
         return
     values: dict[str, list[pa.Array]] = {metric.name: [] for metric in metrics}
@@ -154,9 +164,30 @@ def _write_values(task: MapTask, metric: Metric, part: Part, arrays: list[pa.Arr
 
 
 def _write_sum(task: MapTask, metric: Metric, part: Part, total: np.ndarray) -> None:
-    metadata = {_DIGEST: task.part_digest(metric, part).encode(), _SHAPE: ",".join(map(str, total.shape)).encode()}
+    metadata = {
+        _DIGEST: task.part_digest(metric, part).encode(),
+        _SHAPE: ",".join(map(str, total.shape)).encode(),
+        _CONTENT: digest_of_total(total).encode(),
+    }
     table = pa.table({VALUE: arrow_view(total.reshape(-1))}).replace_schema_metadata(metadata)
     files.write_parquet(task.store, paths.part_sum(task.build, metric.name, part.number), table)
+
+
+def _read_sum(task: MapTask, metric: Metric, part: Part) -> tuple[np.ndarray, str]:
+    """Return the sum of one part, and the digest of what it was made from.
+
+    Raises:
+        IndexCorruptError: when it is missing or damaged.
+    """
+    name = paths.part_sum(task.build, metric.name, part.number)
+    table = files.read_parquet(task.store, name)
+    metadata = table.schema.metadata or {}
+    with files.naming(task.store, name):
+        shape = [int(size) for size in metadata[_SHAPE].decode().split(",") if size]
+        total = numpy_view(table.column(VALUE).combine_chunks()).reshape(shape)
+        if digest_of_total(total).encode() != metadata[_CONTENT]:
+            raise ValueError("its content has changed")
+        return total, metadata[_DIGEST].decode()
 
 
 def sum_of_parts(task: MapTask, metric: Metric, parts: Sequence[Part]) -> np.ndarray:
@@ -168,8 +199,5 @@ def sum_of_parts(task: MapTask, metric: Metric, parts: Sequence[Part]) -> np.nda
     """
     total: np.ndarray | None = None
     for part in parts:
-        table = files.read_parquet(task.store, paths.part_sum(task.build, metric.name, part.number))
-        shape = (table.schema.metadata or {}).get(_SHAPE, b"").decode()
-        values = numpy_view(table.column(VALUE).combine_chunks())
-        total = added(metric.name, total, values.reshape([int(size) for size in shape.split(",") if size]))
+        total = added(metric.name, total, _read_sum(task, metric, part)[0])
     return stored_sum(metric.name, np.zeros(0) if total is None else total, metric.dtype)

@@ -9,7 +9,7 @@ finds it, whatever process did the work.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -24,7 +24,7 @@ from arrowds.arrays import arrow_view
 from arrowds.build.runs import Run
 from arrowds.errors import IndexCorruptError, IndexNotFoundError, MetricValueError
 from arrowds.index import files, paths
-from arrowds.index.manifest import Bucket, Column, File
+from arrowds.index.manifest import Bucket, Column, File, digest_fault
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, cut_buckets, is_single_value, merged, rows_per_bucket
 from arrowds.schema import COUNT, VALUE, mapped_type, narrowed, numpy_dtype
 from arrowds.store import Store
@@ -146,11 +146,33 @@ def reduce_task(column: ColumnPlan, task: ReduceTask) -> None:
         IndexCorruptError: when a run can't be read.
         StorageError: when a file can't be written.
     """
-    if column.reported(task) is not None:
+    if _can_be_kept(column, task):
         return
     written = _write_values(column, task.number) if task.kind == "values" else _write_bucket(column, task.number)
     report = {"digest": column.digest, "written": None if written is None else json.loads(written.model_dump_json())}
     column.store.write(column.outcome(task), json.dumps(report).encode())
+
+
+def _can_be_kept(column: ColumnPlan, task: ReduceTask) -> bool:
+    """Whether a task was finished, and none of its files was damaged since, as by a power cut."""
+    report = column.reported(task)
+    if report is None:
+        return False
+    try:
+        written = _files_of(column, task, report)
+    except (ValidationError, KeyError):
+        return False
+    return not any(digest_fault(column.store, name, file) for name, file in written.items())
+
+
+def _files_of(column: ColumnPlan, task: ReduceTask, report: Mapping[str, Any]) -> dict[str, File]:
+    """The files that a task has reported, by name."""
+    if task.kind == "values":
+        return {paths.values(column.metric, column.key, task.number): File.model_validate(report["written"])}
+    if report["written"] is None:
+        return {}
+    bucket = Bucket.model_validate(report["written"])
+    return Column(key=column.key, stored_type=str(column.stored), values=(), buckets=(bucket,)).files(column.metric)
 
 
 def finished_column(plan: ColumnPlan) -> Column:

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import xxhash
 
 from arrowds.arrays import arrow_view, numpy_view
 from arrowds.errors import IndexCorruptError
@@ -28,6 +29,7 @@ SAMPLE_SIZE = 1 << 18
 """Rows that decide where buckets are cut, where there are more; drawn by their number, whatever the parts."""
 
 _DIGEST, _TYPE, _FENCES, _SAMPLE = b"arrowds.part", b"arrowds.type", b"arrowds.fences", b"arrowds.sample"
+_CONTENT = b"arrowds.content"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Run:
     @property
     def _metadata(self) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = self._reader.schema.metadata or {}
-        if not found.keys() >= {_DIGEST, _TYPE, _FENCES, _SAMPLE}:
+        if not found.keys() >= {_DIGEST, _TYPE, _FENCES, _SAMPLE, _CONTENT}:
             raise IndexCorruptError(f"{self.store.url}/{self.name} is not a sorted run; run the map again")
         return found
 
@@ -77,6 +79,21 @@ class Run:
     def sampled(self) -> np.ndarray:
         """The values of those rows of the part that decide where buckets are cut."""
         return np.frombuffer(self._metadata[_SAMPLE], self._dtype)
+
+    def is_whole(self) -> bool:
+        """Whether both files have the content that was written; after a power cut, blocks of theirs may be missing.
+
+        An object store has an object as it was written, or not at all.
+        """
+        if self.store.path(self.name) is None:
+            return True
+        try:
+            values = xxhash.xxh3_128_hexdigest(memoryview(self.store.read(self.values_name)))
+        except FileNotFoundError:
+            return False
+        batches = [self._reader.get_batch(number) for number in range(self._reader.num_record_batches)]
+        columns = [numpy_view(batch.column(number)) for number in range(2) for batch in batches]
+        return _content(values, self.fences, self.sampled, *columns) == self._metadata[_CONTENT]
 
     def between(self, after: Cut | None, up_to: Cut | None) -> Iterator[pa.Table]:
         """Yield the rows whose values lie after one cut and up to another, in order; None leaves a side open."""
@@ -116,7 +133,8 @@ def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> N
         num_samples: the rows of the segment.
         digest: what the run was made from.
     """
-    files.write_ipc(run.store, run.values_name, pa.table({VALUE: values}), rows_per_batch=len(values), metadata={})
+    in_order = pa.table({VALUE: values})
+    written = files.write_ipc(run.store, run.values_name, in_order, rows_per_batch=len(values), metadata={})
     first_id = run.first_id
     missing = missing_values(values)
     plain = numpy_view(values)
@@ -133,20 +151,30 @@ def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> N
         plain, ids = plain[~missing], ids[~missing]
     # The ids are in order, so that a stable sort by value is one by (value, sample_id), at a third of the time.
     frame = pl.DataFrame({VALUE: plain, SAMPLE_ID: ids}).sort(VALUE, maintain_order=True, multithreaded=False)
-    ordered = frame[VALUE].to_numpy()
+    ordered, ids = frame[VALUE].to_numpy(), frame[SAMPLE_ID].to_numpy()
     fences = np.append(ordered[::ROWS_PER_BATCH], ordered[-1:])
+    sampled = np.ascontiguousarray(sampled)
     files.write_ipc(
         run.store,
         run.name,
-        pa.table({VALUE: arrow_view(ordered), SAMPLE_ID: arrow_view(frame[SAMPLE_ID].to_numpy())}),
+        pa.table({VALUE: arrow_view(ordered), SAMPLE_ID: arrow_view(ids)}),
         rows_per_batch=ROWS_PER_BATCH,
         metadata={
             _DIGEST: digest.encode(),
             _TYPE: str(values.type).encode(),
             _FENCES: fences.tobytes(),
-            _SAMPLE: np.ascontiguousarray(sampled).tobytes(),
+            _SAMPLE: sampled.tobytes(),
+            _CONTENT: _content(written.xxh3, fences, sampled, ordered, ids),
         },
     )
+
+
+def _content(values: str, *arrays: np.ndarray) -> bytes:
+    """Return a digest of the values' file and of what a run holds."""
+    digest = xxhash.xxh3_128(values.encode())
+    for array in arrays:
+        digest.update(array.view(np.uint8).data)
+    return digest.hexdigest().encode()
 
 
 def missing_values(values: pa.Array) -> np.ndarray | None:

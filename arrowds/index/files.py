@@ -73,12 +73,14 @@ def read_parquet(store: Store, name: str, columns: Sequence[str] | None = None) 
 
 def write_ipc(
     store: Store, name: str, table: pa.Table, *, rows_per_batch: int, metadata: Mapping[bytes, bytes]
-) -> None:
+) -> FileRecord:
     """Write an uncompressed IPC file whose record batches have ``rows_per_batch`` rows, the last one the rest."""
     schema = table.schema.with_metadata(dict(metadata))
     with store.writing(name) as draft, pa.ipc.new_file(str(draft.path), schema) as writer:
         for batch in table.combine_chunks().to_batches(max_chunksize=rows_per_batch):
             writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+    written: FileRecord = draft.written
+    return written
 
 
 def open_ipc(store: Store, name: str) -> pa.ipc.RecordBatchFileReader:

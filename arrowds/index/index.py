@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from arrowds.errors import UnknownMetricError
+from arrowds.errors import IndexCorruptError, UnknownMetricError
 from arrowds.index import manifest as manifests
 from arrowds.index.manifest import Manifest
 from arrowds.index.metric import MetricIndex
@@ -160,7 +160,11 @@ class Index:
         for root in roots:
             if (found := find_view(root, spec)) is not None:
                 return found
-        return open_view(next(root for root in roots if _is_writable(root)), spec)
+        try:
+            return open_view(next(root for root in roots if _is_writable(root)), spec)
+        except IndexCorruptError:
+            manifests.load(self.store, self.version)  # says so where this version was vacuumed since it was opened
+            raise
 
     def reads_in_place(self, spec: ViewSpec) -> bool:
         """Whether lookups should read the index's own files, as this host has no maps of them yet."""

@@ -7,7 +7,6 @@ other bases its work on the winner's snapshot and tries the next number. Nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Literal
 
@@ -176,12 +175,12 @@ class Manifest(_Frozen):
     xxh3: str = ""
     """In the file: the digest of the manifest itself, taken with this field empty."""
 
-    @cached_property
+    @property
     def num_samples(self) -> int:
         """Samples of all segments."""
         return sum(segment.num_samples for segment in self.segments)
 
-    @cached_property
+    @property
     def first_ids(self) -> list[int]:
         """The global id of each segment's first sample."""
         return list(accumulate((segment.num_samples for segment in self.segments[:-1]), initial=0))
@@ -247,7 +246,15 @@ def latest(store: Store) -> Manifest | None:
         IndexVersionError: when it was written by a newer format.
     """
     versions = numbers(store)
-    return _read(store, versions[-1]) if versions else None
+    while versions:
+        try:
+            return _read(store, versions[-1])
+        except VersionNotFoundError:  # vacuumed since the listing, which only a newer one allows
+            listed = versions[-1]
+            versions = numbers(store)
+            if versions[-1] == listed:
+                raise
+    return None
 
 
 def load(store: Store, version: int | None = None) -> Manifest:
@@ -345,9 +352,7 @@ def commit(store: Store, based_on: Callable[[Manifest | None], Manifest]) -> Man
         based_on: makes the new manifest of the newest one (None for the first); may raise to give up.
     """
     while True:
-        known = numbers(store)
-        base = _read(store, known[-1]) if known else None
-        proposed = based_on(base)
+        proposed = based_on(latest(store))
         if store.create(paths.manifest(proposed.version), proposed.to_json()):
             return proposed
 
@@ -355,7 +360,7 @@ def commit(store: Store, based_on: Callable[[Manifest | None], Manifest]) -> Man
 def retire(store: Store, version: int) -> None:
     """Replace the manifest of a version by a mark; its number stays taken, so that no late writer can commit it."""
     mark = _Header(format="arrowds-index", format_version=FORMAT_VERSION, vacuumed=True)
-    store.write(paths.manifest(version), mark.model_dump_json().encode() + b"\n")
+    store.write(paths.manifest(version), mark.model_dump_json().encode() + b"\n", durable=True)
 
 
 def check_sizes(store: Store, files: Mapping[str, File]) -> None:

@@ -193,9 +193,19 @@ def _largest_part(root: Path, spec: ViewSpec) -> View | None:
         rows += spec.columns[columns].num_samples
         if rows > _MOST_INSERTED_ROWS:
             return None
-        if (found := find_view(root, spec.before(columns))) is not None:
+        found = find_view(root, spec.before(columns))
+        if found is not None and not found.faults():  # else what is damaged would get a digest of its own
             return found
     return None
+
+
+def remove_dead_drafts(root: Path) -> None:
+    """Remove what killed processes have left of views that they were making below ``root``; live ones hold a lock."""
+    for left in (root / paths.VIEWS).glob(".*"):
+        lock = left.with_name(f"{left.name.rsplit('.', 2)[0]}.lock") if left.suffix == TEMPORARY else left
+        with suppress(OSError), one_at_a_time(lock, wait=False) as held:
+            if held:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _make(folder: Path, spec: ViewSpec, base: View | None) -> None:
