@@ -192,14 +192,11 @@ def _that_count(paths: list[Path], root: Path) -> list[Path]:
 
 def _is_index(folder: Path) -> bool:
     """Whether a folder is an index, or one that is being written or was left unfinished."""
-    try:
-        with (folder / "manifest.json").open("rb") as file:
+    for manifest in (folder / "manifests").glob("*.json"):
+        with manifest.open("rb") as file:
             if _INDEX_MANIFEST.match(file.read(100)):
                 return True
-    except OSError:
-        pass  # there is none
-    there = [name for name in ("plan.json", "writer.lock", "metrics", "totals") if (folder / name).exists()]
-    return len(there) > 1 and there[0] in ("plan.json", "writer.lock")
+    return any((folder / "builds").glob("*/plan.json"))
 
 
 def _rows_of(folder: Path) -> dict[str, str] | None:

@@ -15,7 +15,7 @@ import torch.utils.data
 from source_contract import check_columnar, rows
 
 import arrowds
-from arrowds.errors import SourceError, UnreadableFileError, UnsupportedError
+from arrowds.errors import MetricFailedError, SourceError, UnreadableFileError, UnsupportedError
 from arrowds.indexed_dataset import write_indexed_dataset
 from arrowds.sources import DatasetSource, MegatronSource, TableSource, TorchSource, open_source
 
@@ -55,23 +55,35 @@ def test_home_folder_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         assert rows(open_source(data), 0, 3) == TABLE.to_pylist()
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_index_beside_its_data_is_no_data(folder: Path, finished: bool) -> None:
+def check_index_is_no_data(folder: Path, index: Path) -> None:
+    assert rows(open_source(folder), 0, 3) == TABLE.to_pylist()
+    assert rows(open_source(f"{folder}/**/*.parquet"), 0, 3) == TABLE.to_pylist()
+    with pytest.raises(UnreadableFileError, match="no data file"):
+        open_source(index)
+
+
+def test_index_beside_its_data_is_no_data(folder: Path) -> None:
     index = folder / "idx"
     (folder / "_temporary" / "c.parquet").unlink()
     metric = arrowds.metrics.expr("x", pl.col("x"))
     for _ in range(2):
         assert arrowds.analyze(folder, metric, index).num_samples == 3
-    if finished:
-        assert arrowds.analyze(f"{folder}/**/*.parquet", metric, index, overwrite=True).num_samples == 3
-    else:
-        (index / "manifest.json").rename(index / "plan.json")
-    assert rows(open_source(folder), 0, 3) == TABLE.to_pylist()
-    assert rows(open_source(f"{folder}/**/*.parquet"), 0, 3) == TABLE.to_pylist()
-    with pytest.raises(UnreadableFileError, match="no data file"):
-        open_source(index)
-    parts = "**/metrics/x/parts"
-    assert len(open_source(next(index.glob(parts)))) == 3, "asked for by name, they are data"
+    assert arrowds.analyze(f"{folder}/**/*.parquet", metric, index, overwrite=True).num_samples == 3
+    check_index_is_no_data(folder, index)
+    values = next(index.glob("metrics/x/values"))
+    assert len(open_source(sorted(values.rglob("*.parquet"))[:1])) == 3, "asked for by name, they are data"
+
+
+def test_unfinished_index_beside_its_data_is_no_data(folder: Path) -> None:
+    def fail(batch: pa.RecordBatch) -> None:
+        raise RuntimeError
+
+    (folder / "_temporary" / "c.parquet").unlink()
+    metrics = [arrowds.metrics.expr("x", pl.col("x")), arrowds.metrics.function("m", fail, columns=["x"])]
+    with pytest.raises(MetricFailedError):
+        arrowds.analyze(folder, metrics, folder / "idx", workers=1)
+    assert any((folder / "idx").rglob("*"))
+    check_index_is_no_data(folder, folder / "idx")
 
 
 def test_name_with_glob_characters_that_exists_is_a_name(tmp_path: Path) -> None:
