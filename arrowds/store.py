@@ -565,15 +565,13 @@ def open_store(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
         ConfigError: for another scheme, or options for a local folder.
         MissingExtraError: when obstore is not installed.
     """
-    text = os.fspath(path)
+    text = re.sub("^file:/+", "/", os.fspath(path), flags=re.IGNORECASE)
     url = _URL.fullmatch(text)
     if url is None:
         if storage_options:
             raise ConfigError(f"storage_options belong to a URL, but {text} is a local folder")
         return LocalStore(Path(text).expanduser().absolute())  # workers may have another working directory
     scheme, rest = url[1].lower(), url[2]
-    if scheme == "file":
-        return open_store("/" + rest)
     if scheme not in _SCHEMES:
         raise ConfigError(f"{text}: unknown scheme {scheme!r}; expected a folder, or one of s3://, gs://, az://")
     store = ObjectStore(f"{scheme}://{rest}", storage_options)

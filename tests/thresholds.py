@@ -61,8 +61,8 @@ SIZES = st.fixed_dictionaries(
         "group": st.sampled_from([1, 3, 1000]),
         "sample": st.sampled_from([1, 7, 1000]),
         "segment": st.sampled_from([4, 30, 1 << 32]),
-        "inserted": (("arrowds.index.view", "_MOST_INSERTED_ROWS"),),
-    "run": (("arrowds.index.ranges", "_ROWS_PER_RUN"),),
-    "hole": st.sampled_from([1 << 4, 1 << 20]),
+        "inserted": st.sampled_from([0, 10, 1 << 20]),
+        "run": st.sampled_from([1, 8]),
+        "hole": st.sampled_from([1 << 4, 1 << 20]),
     }
 )
