@@ -93,7 +93,7 @@ def bars(
     """Choose bars in which the bulk of the samples can be told apart.
 
     They are those of :meth:`MetricIndex.histogram` unless the middle 98 % of the samples take less than a quarter of
-    the range. Then they are logarithmic if the values have no sign and most are small, else they end at these percentiles.
+    the range. Then they are logarithmic if no value is negative and most are small, else they end at these percentiles.
 
     Args:
         metric: of an open index.
@@ -161,7 +161,7 @@ def _equal_edges(metric: MetricIndex, low: float, high: float, bins: int) -> lis
 
 
 def _log_edges(metric: MetricIndex, levels: Sequence[float], low: float, high: float, bins: int) -> list[float]:
-    """Edges in a constant ratio; between integers they are integers. What is far below comes into one bin before them."""
+    """Edges in a constant ratio, rounded for integers. What is far below comes into one bin before them."""
     smallest = 1.0 if metric.dtype.kind in "iu" else next((level for level in levels if level > 0), high)
     start = low if low > 0 and math.log10(high / low) <= _MOST_DECADES else max(smallest, low)
     if not 0 < start < high:
@@ -182,7 +182,7 @@ def text_histogram(
     log: bool | None = None,
     between: tuple[float, float] | None = None,
 ) -> str:
-    """Draw the :func:`bars` of a metric: a bar, the count and the cumulative share in each line of ``width`` characters.
+    """Draw the :func:`bars` of a metric: in each line of ``width`` characters a bar, its count and the cumulative share.
 
     Lines of their own count what lies below and above the bars. A last line says how many infinite values are left out.
     A metric without any value gives "no values".
@@ -299,7 +299,7 @@ def plot(
     log: bool | None = None,
     between: tuple[float, float] | None = None,
 ) -> None:
-    """:func:`draw` a metric into a file whose suffix names the format: ``.png``, ``.svg`` or ``.pdf``; always the same bytes.
+    """Write the picture of :func:`draw` into a ``.png``, ``.svg`` or ``.pdf`` file; always the same bytes.
 
     Raises:
         ConfigError: for another suffix.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Index training data by metrics, query the index, and feed training in the order that the metrics call for.",
 )
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "analyze": build.analyze,
     "append": build.append,
     "add-metric": build.add_metric,

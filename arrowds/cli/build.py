@@ -101,9 +101,7 @@ def add_metric(
     expr: options.Expressions = None,
     refresh: Annotated[
         bool,
-        typer.Option(
-            "--refresh", help="Measure again what the index has, as vocab_rarity with the counts of all samples."
-        ),
+        typer.Option("--refresh", help="Measure metrics again: vocab_rarity with the counts of all samples."),
     ] = False,
     tokenizer: options.Tokenizer = None,
     text_column: options.TextColumn = "text",

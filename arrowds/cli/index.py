@@ -78,9 +78,7 @@ def plot(
     bins: Annotated[int | None, typer.Option(min=1, help="Number of bins; by default 50, 20 in the terminal.")] = None,
     log: Annotated[
         bool | None,
-        typer.Option(
-            "--log/--no-log", help="Bins that grow with the value; by default where a few values are far out."
-        ),
+        typer.Option("--log/--no-log", help="Bins that grow with the value; by default where a few are far out."),
     ] = None,
     between: Annotated[
         tuple[float, float] | None,

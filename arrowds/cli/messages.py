@@ -24,7 +24,9 @@ SPELLINGS: dict[str, str] = {
     r"pass at least one of arrowds\.metrics": "pass --metric or --expr",
     r"pass metrics=\[\.\.\.\] with the same metric": "append with that code, through arrowds.append in Python",
     r"which only its code can run; pass metrics=\[\.\.\.\]": "which only its code can run, through arrowds in Python",
-    r"can't be opened from its description; pass source=\.\.\.": "can be opened by the Python code that planned it only",
+    r"can't be opened from its description; pass source=\.\.\.": (
+        "can be opened only by the Python code that planned it"
+    ),
     r"(does not know|can't be read \(.*\)); pass metrics=\[\.\.\.\]": rf"\1; {_NAMED_AGAIN}",
     r"leave it out with metrics=\[[^\]]*\]": "leave it out by naming the others with --metric",
     r"choose with metrics=\[\.\.\.\]": "choose with --metric",

@@ -34,9 +34,7 @@ Metrics = Annotated[
 ]
 Expressions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--expr", metavar="NAME=SQL", help="A number or bool per row, as a Polars SQL expression. Repeatable."
-    ),
+    typer.Option("--expr", metavar="NAME=SQL", help="A number or bool per row, in Polars SQL. Repeatable."),
 ]
 Tokenizer = Annotated[
     str | None, typer.Option(metavar="FILE", help="tokenizer.json, or 'bytes': makes input_ids from the text.")
@@ -46,9 +44,7 @@ KeepNulls = Annotated[bool, typer.Option("--keep-nulls", help="Keep null and NaN
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default chosen automatically.")]
 Engine = Annotated[
     Literal["local", "ray", "torch"],
-    typer.Option(
-        help="Where the work is done: on this machine, on a Ray cluster, or by the ranks that torchrun started."
-    ),
+    typer.Option(help="Where the work is done: this machine, a Ray cluster, or the ranks of torchrun."),
 ]
 NoResume = Annotated[bool, typer.Option("--no-resume", help="Compute finished parts again.")]
 StorageOptions = Annotated[
