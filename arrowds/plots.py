@@ -164,7 +164,7 @@ def _log_edges(metric: MetricIndex, levels: Sequence[float], low: float, high: f
     """Edges in a constant ratio, rounded for integers. What is far below comes into one bin before them."""
     smallest = 1.0 if metric.dtype.kind in "iu" else next((level for level in levels if level > 0), high)
     start = low if low > 0 and math.log10(high / low) <= _MOST_DECADES else max(smallest, low)
-    if not 0 < start < high:
+    if bins < 2 or not 0 < start < high:
         return _equal_edges(metric, low, high, bins)
     before = [low] if low < start else []
     steps = max(bins - len(before), 1)
@@ -182,7 +182,7 @@ def text_histogram(
     log: bool | None = None,
     between: tuple[float, float] | None = None,
 ) -> str:
-    """Draw the :func:`bars` of a metric: in each line of ``width`` characters a bar, its count and the cumulative share.
+    """Draw the :func:`bars` of a metric: in each line of ``width`` characters a bar, its count, the cumulative share.
 
     Lines of their own count what lies below and above the bars. A last line says how many infinite values are left out.
     A metric without any value gives "no values".

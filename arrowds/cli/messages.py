@@ -30,6 +30,7 @@ SPELLINGS: dict[str, str] = {
     r"(does not know|can't be read \(.*\)); pass metrics=\[\.\.\.\]": rf"\1; {_NAMED_AGAIN}",
     r"leave it out with metrics=\[[^\]]*\]": "leave it out by naming the others with --metric",
     r"choose with metrics=\[\.\.\.\]": "choose with --metric",
+    r"rank must lie in \[0, world_size=(\d+)\)": r"--rank must lie in [0, --world-size \1)",
     r"pass log=False": "pass --no-log",
     r"got between=": "got --between ",
     r"give num_samples": "give --num-samples",
