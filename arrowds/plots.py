@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +26,15 @@ def describe(index: Index) -> dict[str, Any]:
     """Return what there is to know of an index as plain values, ready for JSON.
 
     Under ``metrics`` is a row per metric: name, type, stored_type, samples (that have a value), missing, distinct, min,
-    p1, p25, p50, p75, p99, max (None without any value) and bytes (of all its files). Under ``totals``: name, type,
-    shape, bytes.
+    p1, p25, p50, p75, p99, max (None without any value), defined_with (of which version the totals are that it was
+    defined with, by name) and bytes (of all its files). Under ``totals``: name, type, shape, bytes.
     """
     manifest = index.manifest
     descriptions = list(dict.fromkeys(segment.description for segment in manifest.segments))
     return {
         "path": str(index.path),
         "version": index.version,
+        "operation": manifest.operation,
         "dataset": "; ".join(descriptions),
         "fingerprint": index.fingerprint,
         "format_version": manifest.format_version,
@@ -65,10 +68,124 @@ def _describe_metric(index: Index, name: str) -> dict[str, Any]:
     }
 
 
-def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> str:
-    """Draw a histogram: a bar, the count and the cumulative share in each line of at most ``width`` characters.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """The bars of a chart: the samples with edges[i] <= value < edges[i + 1], the last bar with both of its edges.
 
-    A last line says how many infinite values are left out. A metric without any value gives "no values".
+    Attributes:
+        edges: one more than there are bars, ascending.
+        counts: samples of each bar.
+        below: finite values before the first edge, which no bar counts.
+        above: finite values after the last edge.
+        log: whether the edges grow with the value.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    below: int
+    above: int
+    log: bool
+
+
+def bars(
+    metric: MetricIndex, bins: int = 50, *, log: bool | None = None, between: tuple[float, float] | None = None
+) -> Bars:
+    """Choose bars in which the bulk of the samples can be told apart.
+
+    They are those of :meth:`MetricIndex.histogram` unless the middle 98 % of the samples take less than a quarter of
+    the range. Then they are logarithmic if no value is negative and most are small, else they end at these percentiles.
+
+    Args:
+        metric: of an open index.
+        bins: how many bars at most.
+        log: whether bars grow with the value; None: chosen by the data.
+        between: two percentiles (0 to 100) at which bars begin and end; None: chosen by the data.
+
+    Raises:
+        ConfigError: when ``log`` is asked for negative values, or ``between`` is out of range or reversed.
+
+    >>> import arrowds, polars as pl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = pl.DataFrame({"x": [*range(1, 999), 10_000, 100_000]})
+    ...     index = arrowds.analyze(data, arrowds.metrics.expr("x", pl.col("x")), folder)
+    ...     bars(index["x"], 4), bars(index["x"], 2, between=(0, 50)).counts
+    (Bars(edges=[1.0, 18.0, 317.0, 5624.0, 100000.0], counts=[17, 299, 682, 2], below=0, above=0, log=True), [250, 250])
+    """
+    frame = metric.histogram(bins)
+    low, high = frame["lower"][0], frame["upper"][-1]
+    counted = frame["count"].sum()
+    plain = Bars(edges=[*frame["lower"], high], counts=frame["count"].to_list(), below=0, above=0, log=False)
+    if not counted:
+        return plain
+    levels = [min(max(float(level), low), high) for level in metric.quantile(_LEVELS).tolist()]
+    first, median, last = levels[_LEVELS.index(0.01)], levels[_LEVELS.index(0.5)], levels[_LEVELS.index(0.99)]
+    far_out = 0 < last - first < (high - low) / 4
+    if between is not None:
+        low, high = _percentile_bounds(metric, between, low, high)
+    elif log is None and far_out:
+        log = low >= 0 and high >= 10 * median
+        low, high = (low, high) if log else (first, last)
+    elif not log:
+        return plain
+    if log and low < 0:
+        raise ConfigError(f"{metric.name!r} has values below zero, which have no logarithm; pass log=False")
+    edges = _log_edges(metric, levels, low, high, bins) if log else _equal_edges(metric, low, high, bins)
+    ranks = [metric.rank(edge, side="left") for edge in edges[:-1]] + [metric.rank(edges[-1])]
+    start, stop = metric.rank(-math.inf), metric.rank(math.inf, side="left")
+    counts = [after - before for before, after in pairwise(ranks)]
+    return Bars(edges=edges, counts=counts, below=ranks[0] - start, above=stop - ranks[-1], log=bool(log))
+
+
+_LEVELS = [0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999]
+_MOST_DECADES = 8
+
+
+def _percentile_bounds(
+    metric: MetricIndex, between: tuple[float, float], low: float, high: float
+) -> tuple[float, float]:
+    first, last = between
+    if not 0 <= first < last <= 100:
+        raise ConfigError(f"percentiles must be 0 <= LO < HI <= 100, got between={between}")
+    shares = [first / 100, last / 100]
+    lower, upper = (min(max(float(level), low), high) for level in metric.quantile(shares).tolist())
+    return lower, upper
+
+
+def _equal_edges(metric: MetricIndex, low: float, high: float, bins: int) -> list[float]:
+    """The edges of equal bins; between integers no more bins than there are."""
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    elif metric.dtype.kind in "iu":
+        bins = min(bins, round(high - low))
+    return sorted({low + (high - low) * (number / bins) for number in range(bins)} | {high})
+
+
+def _log_edges(metric: MetricIndex, levels: Sequence[float], low: float, high: float, bins: int) -> list[float]:
+    """Edges in a constant ratio, rounded for integers. What is far below comes into one bin before them."""
+    smallest = 1.0 if metric.dtype.kind in "iu" else next((level for level in levels if level > 0), high)
+    start = low if low > 0 and math.log10(high / low) <= _MOST_DECADES else max(smallest, low)
+    if bins < 2 or not 0 < start < high:
+        return _equal_edges(metric, low, high, bins)
+    before = [low] if low < start else []
+    steps = max(bins - len(before), 1)
+    grown = [start * (high / start) ** (number / steps) for number in range(steps)]
+    if metric.dtype.kind in "iu":
+        grown = [float(math.ceil(edge)) for edge in grown]
+    return sorted({*before, *(edge for edge in grown if edge < high), high})
+
+
+def text_histogram(
+    metric: MetricIndex,
+    *,
+    bins: int = 20,
+    width: int = 80,
+    log: bool | None = None,
+    between: tuple[float, float] | None = None,
+) -> str:
+    """Draw the :func:`bars` of a metric: in each line of ``width`` characters a bar, its count, the cumulative share.
+
+    Lines of their own count what lies below and above the bars. A last line says how many infinite values are left out.
+    A metric without any value gives "no values".
 
     >>> import arrowds, polars as pl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -80,20 +197,25 @@ def text_histogram(metric: MetricIndex, *, bins: int = 20, width: int = 80) -> s
     """
     if not metric.num_valid:
         return "no values"
-    frame = metric.histogram(bins)
-    counts = frame["count"].to_list()
-    edges = _edge_labels([*frame["lower"], frame["upper"][-1]])
-    edge_width, count_width = max(map(len, edges)), max(len(f"{count:,}") for count in counts)
-    bar_width = max(1, width - 2 * edge_width - count_width - 13)
-    most, total, before = max(*counts, 1), max(sum(counts), 1), 0
+    chosen = bars(metric, bins, log=log, between=between)
+    edges = _edge_labels(chosen)
+    edge_width = max(map(len, edges))
+    rows = [
+        (f"{low:>{edge_width}} to {high:>{edge_width}}", count)
+        for low, high, count in zip(edges, edges[1:], chosen.counts, strict=False)
+    ]
+    if chosen.below:
+        rows.insert(0, (f"below {edges[0]:>{edge_width}}", chosen.below))
+    if chosen.above:
+        rows.append((f"above {edges[-1]:>{edge_width}}", chosen.above))
+    label_width, count_width = 2 * edge_width + 4, max(len(f"{count:,}") for _, count in rows)
+    bar_width = max(1, width - label_width - count_width - 9)
+    most, total, before = max(*(count for _, count in rows), 1), max(sum(count for _, count in rows), 1), 0
     lines = []
-    for number, count in enumerate(counts):
+    for label, count in rows:
         before += count
         bar = _bar(count / most * bar_width)
-        lines.append(
-            f"{edges[number]:>{edge_width}} to {edges[number + 1]:>{edge_width}} "
-            f"{bar:<{bar_width}} {count:>{count_width},} {before / total:>6.1%}"
-        )
+        lines.append(f"{label:>{label_width}} {bar:<{bar_width}} {count:>{count_width},} {before / total:>6.1%}")
     return "\n".join([*lines, *filter(None, [_left_out(metric)])])
 
 
@@ -105,8 +227,15 @@ def _left_out(metric: MetricIndex) -> str:
     return f"{infinite:,} infinite value{'s are' if infinite > 1 else ' is'} not shown"
 
 
-def _edge_labels(edges: Sequence[float]) -> list[str]:
-    """Write edges with as many decimals as tell neighbours apart."""
+def _edge_labels(chosen: Bars) -> list[str]:
+    """Write edges with as many digits as tell neighbours apart."""
+    edges = chosen.edges
+    if all(edge.is_integer() and abs(edge) < 1e15 for edge in edges):
+        if chosen.log:
+            return [f"{edge:,.0f}" for edge in edges]
+    elif chosen.log:
+        digits = next((digits for digits in (3, 6) if len({f"{edge:.{digits}g}" for edge in edges}) == len(edges)), 17)
+        return [f"{edge:,.0f}" if 1000 <= edge < 1e15 else f"{edge:.{digits}g}" for edge in edges]
     decimals = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
     if decimals > 9 or max(abs(edges[0]), abs(edges[-1])) >= 10 ** (17 - decimals):
         return [f"{edge:.6g}" for edge in edges]
@@ -119,8 +248,10 @@ def _bar(length: float) -> str:
     return _BLOCKS[8] * (eighths // 8) + (_BLOCKS[eighths % 8] if eighths % 8 else "")
 
 
-def draw(metric: MetricIndex, *, bins: int = 50) -> Figure:
-    """Draw the histogram of a metric and, over it, the share of samples up to each value.
+def draw(
+    metric: MetricIndex, *, bins: int = 50, log: bool | None = None, between: tuple[float, float] | None = None
+) -> Figure:
+    """Draw the :func:`bars` of a metric and, over them, the share of samples up to each value.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
@@ -129,14 +260,18 @@ def draw(metric: MetricIndex, *, bins: int = 50) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report") from error
-    frame = metric.histogram(bins)
-    edges = [*frame["lower"], frame["upper"][-1]]
+    chosen = bars(metric, bins, log=log, between=between)
+    edges = chosen.edges
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.stairs(frame["count"].to_numpy(), edges, fill=True, color="tab:blue", alpha=0.6)
+    axes.stairs(chosen.counts, edges, fill=True, color="tab:blue", alpha=0.6)
     axes.set(xlabel=metric.name, ylabel="samples", title=f"{metric.name}: {metric.num_valid:,} samples")
+    if chosen.log and edges[0] > 0:
+        axes.set_xscale("log")
+    elif chosen.log:
+        axes.set_xscale("symlog", linthresh=edges[1])  # the bin of zero has a width, too
     axes.set_xlim(edges[0], edges[-1])
-    if note := _left_out(metric) if metric.num_valid else "no values":
+    if note := _note(metric, chosen):
         axes.text(0.5, 0.97, note, transform=axes.transAxes, ha="center", va="top")
     cumulative = axes.twinx()
     cumulative.plot(edges, _cumulative_shares(metric, edges), color="tab:orange", label="cumulative")
@@ -144,12 +279,27 @@ def draw(metric: MetricIndex, *, bins: int = 50) -> Figure:
     return figure
 
 
+def _note(metric: MetricIndex, chosen: Bars) -> str:
+    """Say what a picture does not show."""
+    if not metric.num_valid:
+        return "no values"
+    outside = f"{chosen.below:,} samples below and {chosen.above:,} above are not shown"
+    return "\n".join(filter(None, [outside if chosen.below or chosen.above else "", _left_out(metric)]))
+
+
 def _cumulative_shares(metric: MetricIndex, edges: Sequence[float]) -> list[float]:
     return [metric.rank(edge) / max(metric.num_valid, 1) for edge in edges]
 
 
-def plot(metric: MetricIndex, path: Path, *, bins: int = 50) -> None:
-    """Draw a metric into a file whose suffix names the format: ``.png``, ``.svg`` or ``.pdf``; always the same bytes.
+def plot(
+    metric: MetricIndex,
+    path: Path,
+    *,
+    bins: int = 50,
+    log: bool | None = None,
+    between: tuple[float, float] | None = None,
+) -> None:
+    """Write the picture of :func:`draw` into a ``.png``, ``.svg`` or ``.pdf`` file; always the same bytes.
 
     Raises:
         ConfigError: for another suffix.
@@ -159,7 +309,7 @@ def plot(metric: MetricIndex, path: Path, *, bins: int = 50) -> None:
     form = path.suffix.lower().removeprefix(".")
     if form not in ("png", "svg", "pdf"):
         raise ConfigError(f"{path} must end in .png, .svg or .pdf, which chooses the format of the picture")
-    figure = draw(metric, bins=bins)
+    figure = draw(metric, bins=bins, log=log, between=between)
     from matplotlib import rc_context
 
     undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from arrowds.errors import ConfigError, MissingExtraError, StorageError
-from arrowds.plots import describe, draw, plot, text_histogram
+from arrowds.plots import bars, describe, draw, plot, text_histogram
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,84 @@ def test_bad_targets_are_refused(index, tmp_path, monkeypatch):
 def test_index_without_metrics_or_totals_is_described(make_index):
     assert describe(make_index({"n": pa.array([1])}))["totals"] == []
     assert pl.DataFrame(describe(make_index({"n": pa.array([1])}))["metrics"]).height == 1
+
+
+@pytest.fixture(scope="module")
+def skewed(make_index):
+    """Real shapes: token counts with one huge document, mostly zeros, a signed tail, packed lengths, a low tail."""
+    rng = np.random.default_rng(0)
+    tokens = np.clip(rng.lognormal(6, 1.1, 9999).astype(np.int64), 1, None)
+    columns = {
+        "tokens": np.append(tokens, 644_127),
+        "zeros": np.append(np.where(rng.random(9999) < 0.6, 0, rng.lognormal(3, 1, 9999)).astype(np.int64), 90_000),
+        "loss": np.append(rng.exponential(1, 9999), 5000.0),
+        "signed": rng.standard_t(1.1, 10_000),
+        "packed": np.append(np.full(9999, 2048), 7),
+        "low_tail": np.append(1000 - rng.exponential(5, 9999), 0.0),
+        "denormal": np.append(rng.lognormal(0, 1, 9998), [1e-300, 1e4]),
+        "normal": rng.normal(size=10_000).astype(np.float32),
+    }
+    return make_index({name: pa.array(values) for name, values in columns.items()})
+
+
+@pytest.mark.parametrize("bins", [1, 2, 20, 50])
+@pytest.mark.parametrize("log", [None, False])
+def test_bars_count_every_value_once_as_numpy_does(skewed, bins, log):
+    for name in skewed:
+        values, chosen = skewed[name].values.astype(np.float64), bars(skewed[name], bins, log=log)
+        assert 1 <= len(chosen.counts) <= bins
+        assert np.histogram(values, chosen.edges)[0].tolist() == chosen.counts
+        assert chosen.below == np.count_nonzero(values < chosen.edges[0])
+        assert chosen.above == np.count_nonzero(values > chosen.edges[-1])
+        assert chosen.below + sum(chosen.counts) + chosen.above == len(values)
+
+
+def test_skewed_values_are_not_one_bar(skewed):
+    for name in ("tokens", "loss", "signed", "low_tail", "denormal"):
+        plain = skewed[name].histogram(20)["count"]
+        assert plain.max() > 0.99 * plain.sum()
+        counts = bars(skewed[name], 20).counts
+        assert max(counts) < 0.5 * len(skewed[name]) and sum(count > 50 for count in counts) >= 5
+    assert [name for name in skewed if bars(skewed[name], 20).log] == ["tokens", "zeros", "loss", "denormal"]
+
+
+def test_values_that_do_not_ask_for_it_keep_the_equal_bins_of_the_histogram(skewed):
+    for name in ("normal", "packed"):
+        frame, chosen = skewed[name].histogram(20), bars(skewed[name], 20)
+        assert chosen.counts == frame["count"].to_list() and not chosen.log
+        assert chosen.edges == [*frame["lower"], frame["upper"][-1]]
+
+
+def test_bars_are_logarithmic_or_not_as_asked(skewed):
+    plain = bars(skewed["tokens"], 20, log=False)
+    assert not plain.log and plain.counts == skewed["tokens"].histogram(20)["count"].to_list()
+    assert bars(skewed["packed"], 20, log=True).log
+    with pytest.raises(ConfigError, match="below zero, which have no logarithm; pass log=False"):
+        bars(skewed["normal"], 20, log=True)
+
+
+def test_bars_lie_between_percentiles_as_asked(skewed):
+    low, high = np.percentile(skewed["tokens"].values, [5, 90], method="inverted_cdf")
+    chosen = bars(skewed["tokens"], 10, between=(5, 90))
+    assert (chosen.edges[0], chosen.edges[-1], chosen.log) == (low, high, False)
+    assert bars(skewed["tokens"], 10, between=(5, 90), log=True).edges[0] == low
+    for bounds in ((90, 5), (5, 5), (-1, 50), (50, 101)):
+        with pytest.raises(ConfigError, match="0 <= LO < HI <= 100"):
+            bars(skewed["tokens"], 10, between=bounds)
+
+
+def test_text_and_picture_show_what_lies_outside_the_bars(skewed):
+    lines = text_histogram(skewed["signed"], bins=10, width=80).splitlines()
+    assert lines[0].split()[0] == "below" and lines[-1].split()[0] == "above" and {len(line) for line in lines} == {80}
+    assert sum(int(line.split()[-2].replace(",", "")) for line in lines) == 10_000
+    figure = draw(skewed["signed"], bins=10)
+    assert [note.get_text() for note in figure.axes[0].texts] == ["99 samples below and 100 above are not shown"]
+    assert draw(skewed["tokens"]).axes[0].get_xscale() == "log"
+    assert draw(skewed["zeros"]).axes[0].get_xscale() == "symlog"
+    assert draw(skewed["tokens"], log=False).axes[0].get_xscale() == "linear"
+
+
+def test_edges_of_logarithmic_bars_are_told_apart(skewed):
+    for name in ("tokens", "zeros", "loss", "denormal"):
+        edges = [line.split(" to ")[0].strip() for line in text_histogram(skewed[name], bins=40).splitlines()]
+        assert len(set(edges)) == len(edges)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 import arrowds
-from arrowds.cli import aio, convert, demo, index, profile, training
+from arrowds.cli import aio, build, convert, demo, index, messages, profile, shards, training
 from arrowds.errors import ArrowdsError
 
 app = typer.Typer(
@@ -18,11 +19,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Index training data by metrics, query the index, and feed training in the order that the metrics call for.",
 )
-for command in (index.analyze, index.info, index.sql, index.plot, index.verify, convert.export, demo.demo):
-    app.command()(command)
-app.command("import")(convert.import_)
-app.command()(training.batch)
-app.command()(training.run)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "analyze": build.analyze,
+    "append": build.append,
+    "add-metric": build.add_metric,
+    "plan": shards.plan,
+    "map": shards.map_,
+    "reduce": shards.reduce,
+    "compact": index.compact,
+    "vacuum": index.vacuum,
+    "versions": index.versions,
+    "info": index.info,
+    "sql": index.sql,
+    "plot": index.plot,
+    "verify": index.verify,
+    "export": convert.export,
+    "import": convert.import_,
+    "batch": training.batch,
+    "run": training.run,
+    "demo": demo.demo,
+}
+_RESUMED = {"analyze", "append", "add-metric", "plan", "map", "reduce", "compact", "vacuum", "import", "run"}
+"""What an interrupted command has finished, the same command does not do again."""
+
+for name, command in _COMMANDS.items():
+    app.command(name)(command)
 app.add_typer(profile.app, name="profile")
 app.add_typer(aio.app, name="aio")
 
@@ -52,12 +73,11 @@ def main() -> None:
     try:
         app()
     except (ArrowdsError, OSError) as error:
-        sys.exit(_failed(error))
-
-
-def _failed(error: Exception) -> int:
-    """Print an error as one line and return the exit status."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-    message = "; ".join(lines).replace(":; ", ": ")
-    print(f"arrowds: error: {message or type(error).__name__}", file=sys.stderr)
-    return 1
+        text = messages.one_line(messages.spelled(str(error)))
+        print(f"arrowds: error: {text or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == 130:
+            resumes = "; run the same command again to resume" if sys.argv[1] in _RESUMED else ""
+            print(f"arrowds: interrupted{resumes}", file=sys.stderr)
+        raise

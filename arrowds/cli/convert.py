@@ -7,33 +7,40 @@ from typing import Annotated
 
 import typer
 
+from arrowds.cli import options
+
 
 def export(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of an index.")],
+    index: options.IndexPath,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     *,
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A metric or total; by default all. Repeatable.")
     ] = None,
+    version: options.Version = None,
+    storage_option: options.StorageOptions = None,
 ) -> None:
     """Write an index as the .bin/.idx files of DeepSpeed's data analyzer, byte for byte.
 
     Example: arrowds export index deepspeed-index
     """
-    from arrowds.index import open_index
     from arrowds.integrations.deepspeed import export_index
 
-    export_index(open_index(index), folder, metrics=metric or None)
+    export_index(options.open_index(index, version, storage_option), folder, metrics=metric or None)
     typer.echo(f"wrote {folder}")
 
 
 def import_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What DeepSpeed's data analyzer wrote.")],
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="The folder to write.")],
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="The folder or URL to write.")],
     *,
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A metric or total; by default all. Repeatable.")
     ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="How many samples there are, where the folder holds totals only.")
+    ] = None,
+    workers: options.Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
 ) -> None:
     """Read the .bin/.idx files of DeepSpeed's data analyzer into an index.
@@ -43,4 +50,7 @@ def import_(
     from arrowds.cli.tables import print_summary
     from arrowds.integrations.deepspeed import import_index
 
-    print_summary(import_index(folder, index, metrics=metric or None, overwrite=overwrite))
+    imported = import_index(
+        folder, index, metrics=metric or None, num_samples=num_samples, workers=workers, overwrite=overwrite
+    )
+    print_summary(imported)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from arrowds.cli import tables
+from arrowds.cli import options, tables
 from arrowds.cli.training import train_demo
 
 
@@ -43,7 +43,11 @@ def demo(
     typer.echo(f"\nindex['tokens'].count(above={longest}): {index['tokens'].count(above=longest):,} samples are longer")
     typer.echo(f"\nthe ten functions with the rarest words, by SQL:\n\n{result.query}\n")
     tables.print_frame(index.sql(result.query))
-    typer.echo(f"\nthe data:  {result.data}\nthe index: {keep / 'index'}\n")
-    typer.echo(f"try: arrowds info {keep / 'index'}\n     arrowds plot {keep / 'index'} tokens")
+    folder = keep / "index"
+    typer.echo(f"\nthe data:  {result.data}\nthe index: {folder}\n")
+    longest_first = "select sample_id, tokens, compression_ratio from samples order by tokens desc limit 10"
+    typer.echo(f"try: {options.typed('info', folder)}")
+    typer.echo(f"     {options.typed('plot', folder, 'tokens')}")
+    typer.echo(f"     {options.typed('sql', folder, longest_first)}")
     if train:
         train_demo(result)

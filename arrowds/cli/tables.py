@@ -42,13 +42,19 @@ def print_summary(index: Index) -> None:
         Text(f"{facts['path']}: {facts['num_samples']:,} samples of {facts['dataset']}, {decimal(facts['bytes'])}"),
         soft_wrap=True,
     )
+    segments = f"{facts['segments']} segment{'s' if facts['segments'] > 1 else ''}"
+    console.print(f"version {facts['version']}, made by {facts['operation']}; {segments}")
     described = facts["metrics"]
     if described:
-        rows = [[key, *(_cell(key, metric[key]) for metric in described)] for key in described[0] if key != "name"]
+        keys = [key for key in described[0] if key not in ("name", "defined_with")]
+        rows = [[key, *(_cell(key, metric[key]) for metric in described)] for key in keys]
         _print(console, ["", *(metric["name"] for metric in described)], rows, [False, *(True for _ in described)])
     for total in facts["totals"]:
         shape = " x ".join(map(str, total["shape"])) or "scalar"
         console.print(Text(f"total {total['name']}: {total['type']}, {shape}, {decimal(total['bytes'])}"))
+    for metric in described:
+        for total, version in metric["defined_with"].items():
+            console.print(Text(f"{metric['name']}: defined with the {total} of version {version}"))
 
 
 def _cell(name: str, value: Any) -> str:
@@ -70,6 +76,22 @@ def print_frame(frame: pl.DataFrame) -> None:
     _print(console, frame.columns, rows, numeric)
     if frame.height > _MOST_ROWS:
         console.print(f"{_MOST_ROWS:,} of {frame.height:,} rows; --csv or --json prints all")
+
+
+def print_versions(versions: pl.DataFrame) -> None:
+    """Print what :func:`arrowds.versions` returned."""
+    rows = [
+        [_cell(name, value) if name != "metrics" else ", ".join(value) for name, value in row.items()]
+        for row in versions.with_columns(versions["committed"].dt.strftime("%Y-%m-%d %H:%M:%S")).iter_rows(named=True)
+    ]
+    titles = {
+        "operation": "made by",
+        "num_samples": "samples",
+        "num_segments": "segments",
+        "committed": "committed (UTC)",
+    }
+    numeric = [dtype.is_numeric() for dtype in versions.dtypes]
+    _print(_console(), [titles.get(name, name) for name in versions.columns], rows, numeric)
 
 
 def _print(console: Console, columns: list[str], rows: list[list[str]], right: list[bool]) -> None:

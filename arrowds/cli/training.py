@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arrowds.cli import tables
-from arrowds.errors import StateMismatchError
+from arrowds.cli import options, tables
+from arrowds.errors import ArrowdsError, StateMismatchError
 
 if TYPE_CHECKING:
     from arrowds.demo import Demo
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from arrowds.pipeline.run import TrainingRun
 
 _SECONDS_BETWEEN_LINES = 2.0
+
+
+class TrainingFailedError(ArrowdsError, RuntimeError):
+    """The model or the engine of a run raised; its traceback is in a file."""
 
 
 def run(
@@ -49,14 +54,33 @@ def run(
         values = values.model_copy(update={"output": output})
     hide_deprecations()
     sys.path.insert(0, str(Path.cwd()))  # the first place to import the model's factory from
-    result = run_pipeline(values, resume=not no_resume, progress=StepLines())
-    if os.environ.get("RANK", "0") != "0":
+    try:
+        result = run_pipeline(values, resume=not no_resume, progress=StepLines())
+    except (ArrowdsError, OSError):
+        raise
+    except Exception as error:  # of the user's model or of the engine
+        raise _in_one_line(error, values.output) from error
+    if not options.is_first_rank():
         return
     if result.resumed_from:
         typer.echo(f"resumed from the checkpoint of step {result.resumed_from}")
     typer.echo(f"{result.steps:,} steps; losses.parquet, difficulties.parquet and checkpoints are in {result.output}")
     if not no_plot and result.steps:
         _draw(result)
+
+
+def _in_one_line(error: Exception, output: Path) -> TrainingFailedError:
+    """Leave the traceback of an error in the run's folder, and return one that says where it came from."""
+    rank = os.environ.get("RANK")
+    path = output / ("error.txt" if rank is None else f"error-rank{rank}.txt")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    where = f"rank {rank} failed" if rank is not None else "the run failed"
+    return TrainingFailedError(
+        f"{where} in {Path(frame.filename).name}, line {frame.lineno}: {type(error).__name__}: {error}; "
+        f"the traceback is in {path}. Run the same command again to resume from the latest checkpoint"
+    )
 
 
 def _draw(result: TrainingRun) -> None:
@@ -112,7 +136,7 @@ class StepLines:
 
 
 def batch(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of an index.")],
+    index: options.IndexPath,
     *,
     config: Annotated[Path, typer.Option(help="DeepSpeed's JSON, or the configuration of arrowds run.")],
     step: Annotated[int, typer.Option(min=1, help="Which step; the first is 1.")],
@@ -120,8 +144,10 @@ def batch(
     world_size: Annotated[
         int | None, typer.Option(min=1, help="How many ranks train; by default from the batch sizes, or 1.")
     ] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per sample.")] = False,
+    csv: options.AsCsv = False,
+    as_json: options.AsJson = False,
+    version: options.Version = None,
+    storage_option: options.StorageOptions = None,
 ) -> None:
     """List the samples that any step of a run draws, with their metric values.
 
@@ -132,12 +158,12 @@ def batch(
     import polars as pl
 
     from arrowds.errors import ConfigError
-    from arrowds.index import open_index
     from arrowds.pipeline.sampler_settings import sampler_from_settings
 
     if csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json", param_hint="--csv")
-    sampler = sampler_from_settings(open_index(index), config, rank=rank or 0, world_size=world_size)
+    opened = options.open_index(index, version, storage_option)
+    sampler = sampler_from_settings(opened, config, rank=rank or 0, world_size=world_size)
     if step > sampler.num_steps:
         raise ConfigError(f"step {step} does not exist: the run has {sampler.num_steps:,} steps")
     samples = pl.DataFrame(sampler.trace(step))

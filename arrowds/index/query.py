@@ -20,6 +20,7 @@ from arrowds.store import Store
 
 if TYPE_CHECKING:
     import duckdb
+    from pyarrow.dataset import Dataset
 
 _SQL_TYPES = {
     "bool": "BOOLEAN",
@@ -119,9 +120,9 @@ def _check_names(index: Queryable) -> None:
             raise ConfigError(f"SQL can't tell {name!r} from {other!r}; query this index with index.scan()")
 
 
-def _distribution_files(index: Queryable, name: str) -> pa.dataset.Dataset:
+def _distribution_files(index: Queryable, name: str) -> Dataset:
     """The distributions of all segments, widened to one type."""
-    from pyarrow import dataset
+    from pyarrow.dataset import dataset
 
     spec = index[name].spec
     names = [
@@ -130,7 +131,7 @@ def _distribution_files(index: Queryable, name: str) -> pa.dataset.Dataset:
         for bucket in column.column.buckets
     ]
     schema = pa.schema({VALUE: spec.stored, COUNT: pa.int64()})
-    return dataset.dataset([str(index.store.path(name)) for name in names], schema=schema, format="parquet")
+    return dataset([str(index.store.path(name)) for name in names], schema=schema, format="parquet")
 
 
 def _sql_column(metric: MetricIndex) -> str:
@@ -169,7 +170,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
             _check_reads_only(connection, statement)
         relation = connection.sql(statement)
         if relation is None:
-            raise ConfigError(f"the statement returns no table: {statement!r}; index.connect() runs any statement")
+            raise ConfigError(f"the statement returns no table: {statement!r}")
         return pl.DataFrame(relation.to_arrow_table())
     except duckdb.PermissionException as error:
         raise ConfigError(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import arrowds
 from arrowds.cli import app
+from arrowds.cli.messages import spelled
 from arrowds.errors import ConfigError, IndexCorruptError, IndexExistsError, UnknownMetricError
 
 
@@ -97,6 +98,27 @@ def test_info_shows_every_metric(invoke, index):
     facts = json.loads(invoke("info", index.path, "--json").output)
     assert facts["num_samples"] == 1000
     assert facts["metrics"][0]["p50"] == index["seqlen"].quantile(0.5)
+    assert (facts["version"], facts["operation"], facts["segments"]) == (1, "analyze", 1)
+    assert facts["metrics"][1]["defined_with"] == {"vocab_rarity.token_counts": 1}
+    assert "version 1, made by analyze; 1 segment\n" in out
+    assert "vocab_rarity: defined with the vocab_rarity.token_counts of version 1" in out
+
+
+def test_versions_are_listed_newest_first(invoke, make_index):
+    path = make_index({"n": pl.Series([1, 2]).to_arrow()}).path
+    pl.DataFrame({"n": [3]}).write_parquet(path.parent / "more.parquet")
+    invoke("append", path.parent / "more.parquet", "-o", path)
+    rows = [json.loads(line) for line in invoke("versions", path, "--json").output.splitlines()]
+    assert [(row["version"], row["operation"], row["num_samples"], row["metrics"]) for row in rows] == [
+        (2, "append", 3, ["n"]),
+        (1, "analyze", 2, ["n"]),
+    ]
+    lines = [line for line in invoke("versions", path).output.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line.split("│")[1:6]] for line in lines] == [
+        ["2", "append", "3", "2", "n"],
+        ["1", "analyze", "2", "1", "n"],
+    ]
+    assert "2 samples" in invoke("info", path, "--version", 1).output
 
 
 def test_info_json_has_no_infinity(invoke, make_index):
@@ -139,6 +161,14 @@ def test_sql_table_shows_text_as_it_is_but_no_control_characters(invoke, index):
     assert "[red]x[/red]" in out and "\x1b" not in out and "�[2Jy" in out
 
 
+def test_sql_reads_other_files_only_where_it_is_allowed(invoke, index, tmp_path):
+    (tmp_path / "secret.csv").write_text("word\nxyzzy\n")
+    query = f"select word from '{tmp_path}/secret.csv'"
+    error = invoke("sql", index.path, query, error=ConfigError).exception
+    assert "--allow-files" in spelled(str(error))
+    assert "xyzzy" in invoke("sql", index.path, query, "--allow-files").output
+
+
 def test_sql_table_is_cut_and_says_so(invoke, index):
     out = invoke("sql", index.path, "select range as r from range(1500)").output
     assert "1,000 of 1,500 rows" in out
@@ -150,15 +180,18 @@ def test_plot_draws_to_a_file_or_the_terminal(invoke, index, tmp_path):
     assert (tmp_path / "seqlen.svg").read_text().startswith("<?xml")
     lines = invoke("plot", index.path, "seqlen", "--bins", 5).output.splitlines()
     assert len(lines) == 5 and lines[-1].endswith("100.0%")
+    lines = invoke("plot", index.path, "seqlen", "--bins", 5, "--between", 10, 90).output.splitlines()
+    assert lines[0].strip().startswith("below") and lines[-1].strip().startswith("above")
+    invoke("plot", index.path, "seqlen", "--between", 90, 10, error=ConfigError)
     invoke("plot", index.path, "length", error=UnknownMetricError)
 
 
 def test_verify_finds_a_flipped_bit(invoke, make_index):
     index = make_index({"n": pl.Series([1, 2]).to_arrow()})
-    assert "files are as they were written" in invoke("verify", index.path).output
-    values = index.path / "metrics/n/values.arrow"
+    assert "files of version 1 verified" in invoke("verify", index.path).output
+    [values] = (index.path / "metrics/n/values").rglob("*.parquet")
     values.write_bytes(values.read_bytes()[:-1] + b"\xff")
-    assert "values.arrow" in str(invoke("verify", index.path, error=IndexCorruptError).exception)
+    assert values.name in str(invoke("verify", index.path, error=IndexCorruptError).exception)
 
 
 def test_export_and_import_give_the_index_back(invoke, index, tmp_path):

@@ -12,7 +12,10 @@ import arrowds
 from arrowds import cli
 from arrowds.errors import IndexCorruptError
 
-COMMANDS = ["analyze", "info", "sql", "plot", "verify", "export", "import", "demo"]
+COMMANDS = [
+    "analyze", "append", "add-metric", "plan", "map", "reduce", "compact", "vacuum", "versions", "info", "sql", "plot",
+    "verify", "export", "import", "batch", "run", "demo",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -80,15 +83,19 @@ def test_any_expected_error_becomes_one_line(run, monkeypatch, error, line):
 
 
 def test_interrupt_is_status_130(run, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("arrowds.index.open_index", interrupt)
-    assert run("info", "index")[0] == 130
+    assert run("info", "index") == (130, "", "arrowds: interrupted\n")
+    monkeypatch.setattr("arrowds.build.shards.map_shard", interrupt)
+    assert run("map", "index", "--shard", "1/2") == (
+        130, "", "arrowds: interrupted; run the same command again to resume\n",
+    )  # fmt: skip
 
 
 def test_programming_errors_are_not_hidden(run, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError
 
     monkeypatch.setattr("arrowds.index.open_index", fail)

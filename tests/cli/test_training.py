@@ -101,6 +101,19 @@ def test_mistakes_are_one_line(run, run_yaml):
     assert run("run")[0] == 2
 
 
+def test_an_error_of_the_model_is_one_line_and_its_traceback_a_file(run, run_yaml, tmp_path, monkeypatch):
+    (tmp_path / "my_model.py").write_text("def make(width):\n    raise ZeroDivisionError('width\\nis odd')\n")
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)
+    status, out, err = run("run", "run.yaml")
+    assert (status, out) == (1, "") and err.count("\n") == 1
+    assert "the run failed in my_model.py, line 2: ZeroDivisionError: width; is odd; the traceback is in out/error.txt" in err
+    assert "Run the same command again to resume" in err
+    text = (tmp_path / "out" / "error.txt").read_text()
+    assert text.startswith("Traceback") and text.endswith("ZeroDivisionError: width\nis odd\n")
+    monkeypatch.setenv("RANK", "3")
+    assert "rank 3 failed" in run("run", "run.yaml")[2] and (tmp_path / "out" / "error-rank3.txt").exists()
+
+
 def test_lines_come_at_most_every_other_second(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("arrowds.cli.training.time.monotonic", lambda: now[0])
@@ -152,7 +165,7 @@ def test_batch_refuses_what_there_is_not(run, index, run_yaml, ds_json):
     status, _, err = run("batch", "index", "--config", "run.yaml", "--step", "16")
     assert status == 1 and "step 16 does not exist: the run has 15 steps" in err
     status, _, err = run("batch", "index", "--config", "ds.json", "--step", "1", "--rank", "2", "--world-size", "2")
-    assert status == 1 and "rank must lie in [0, world_size=2)" in err
+    assert status == 1 and "--rank must lie in [0, --world-size 2)" in err
     assert run("batch", "index", "--config", "ds.json", "--step", "0")[0] == 2
     assert run("batch", "index", "--config", "ds.json", "--step", "1", "--csv", "--json")[0] == 2
 

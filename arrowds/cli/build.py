@@ -1,0 +1,154 @@
+"""``arrowds analyze``, ``append``, ``add-metric``: measure a dataset, more samples, more metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from arrowds.cli import options, tables
+from arrowds.index import Index
+
+
+def analyze(
+    data: options.Data,
+    *,
+    output: options.Output,
+    metric: options.Metrics = None,
+    expr: options.Expressions = None,
+    tokenizer: options.Tokenizer = None,
+    text_column: options.TextColumn = "text",
+    keep_nulls: options.KeepNulls = False,
+    workers: options.Workers = None,
+    engine: options.Engine = "local",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the index; versions before this one stay until a vacuum.")
+    ] = False,
+    no_resume: options.NoResume = False,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Measure every sample of a dataset and write an index. Run again after an interruption, it resumes.
+
+    Example: arrowds analyze 'data/*.parquet' -o index --metric seqlen:input_ids --metric vocab_rarity:input_ids
+
+    Example: arrowds analyze docs.jsonl -o index --tokenizer bytes --metric seqlen --expr 'n_chars=length(text)'
+    """
+    import arrowds
+
+    wanted = options.needed_metrics(metric, expr, keep_nulls=keep_nulls)
+    storage = options.storage_options(storage_option)
+    before = newest_version(output, storage)
+    index = arrowds.analyze(
+        options.data(data, tokenizer, text_column),
+        wanted,
+        output,
+        workers=workers,
+        engine=engine,
+        resume=not no_resume,
+        overwrite=overwrite,
+        storage_options=storage,
+    )
+    show_result(index, before, "has these samples and metrics")
+
+
+def append(
+    data: options.Data,
+    *,
+    output: options.Output,
+    compare_content: Annotated[
+        bool, typer.Option("--compare-content", help="Recognise files by content: for files that were moved or copied.")
+    ] = False,
+    metric: options.Metrics = None,
+    expr: options.Expressions = None,
+    tokenizer: options.Tokenizer = None,
+    text_column: options.TextColumn = "text",
+    keep_nulls: options.KeepNulls = False,
+    workers: options.Workers = None,
+    engine: options.Engine = "local",
+    no_resume: options.NoResume = False,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Add samples to an index: files that it has already are left out, new ones are measured with its metrics.
+
+    The index knows its metrics; --metric, --expr and --keep-nulls are needed only for one that it can't rebuild. Data
+    that analyze has tokenized need the same --tokenizer.
+
+    Example: arrowds append 'data/*.parquet' -o index
+    """
+    import arrowds
+
+    given = options.metrics(metric, expr, keep_nulls=keep_nulls)
+    storage = options.storage_options(storage_option)
+    before = newest_version(output, storage)
+    index = arrowds.append(
+        options.data(data, tokenizer, text_column),
+        output,
+        metrics=given or None,
+        compare_content=compare_content,
+        workers=workers,
+        engine=engine,
+        resume=not no_resume,
+        storage_options=storage,
+    )
+    show_result(index, before, "has all of these files")
+
+
+def add_metric(
+    data: options.Data,
+    *,
+    output: options.Output,
+    metric: options.Metrics = None,
+    expr: options.Expressions = None,
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="Measure metrics again: vocab_rarity with the counts of all samples."),
+    ] = False,
+    tokenizer: options.Tokenizer = None,
+    text_column: options.TextColumn = "text",
+    keep_nulls: options.KeepNulls = False,
+    workers: options.Workers = None,
+    engine: options.Engine = "local",
+    no_resume: options.NoResume = False,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Measure more metrics of the samples of an index; nothing else is measured again.
+
+    DATA is all of the data of the index, in its order.
+
+    Example: arrowds add-metric 'data/*.parquet' -o index --expr 'n_chars=length(text)'
+
+    Example: arrowds add-metric 'data/*.parquet' -o index --metric vocab_rarity --refresh
+    """
+    import arrowds
+
+    wanted = options.needed_metrics(metric, expr, keep_nulls=keep_nulls)
+    storage = options.storage_options(storage_option)
+    before = newest_version(output, storage)
+    index = arrowds.add_metrics(
+        options.data(data, tokenizer, text_column),
+        wanted,
+        output,
+        refresh=refresh,
+        workers=workers,
+        engine=engine,
+        resume=not no_resume,
+        storage_options=storage,
+    )
+    show_result(index, before, "has these metrics")
+
+
+def newest_version(path: str, storage: dict[str, str] | None) -> int:
+    """The newest version of an index, 0 where there is none yet; one listing."""
+    from arrowds.index import manifest
+    from arrowds.store import open_store
+
+    return max(manifest.numbers(open_store(path, storage)), default=0)
+
+
+def show_result(index: Index, before: int, reason: str) -> None:
+    """Print the summary of an index, after saying whether it was opened as it was before."""
+    if not options.is_first_rank():
+        return
+    if index.version == before:
+        typer.echo(f"{index.path} is up to date, opened: version {index.version} {reason} already")
+    tables.print_summary(index)

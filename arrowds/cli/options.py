@@ -1,0 +1,167 @@
+"""Arguments and options that several commands share, and what the library is given for them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from arrowds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from arrowds.index import Index
+    from arrowds.metrics import Metric
+
+Data = Annotated[
+    list[str],
+    typer.Argument(metavar="DATA...", help="Parquet, Arrow, JSON Lines, CSV or .bin/.idx files, or globs of them."),
+]
+IndexPath = Annotated[str, typer.Argument(metavar="INDEX", help="The folder or URL of an index.")]
+Output = Annotated[str, typer.Option("--output", "-o", metavar="INDEX", help="The folder or URL of the index.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="[NAME=]KIND[:COLUMN]",
+        help="seqlen, vocab_rarity or token_counts of a column of token ids (default: input_ids). Repeatable.",
+    ),
+]
+Expressions = Annotated[
+    list[str] | None,
+    typer.Option("--expr", metavar="NAME=SQL", help="A number or bool per row, in Polars SQL. Repeatable."),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="FILE", help="tokenizer.json, or 'bytes': makes input_ids from the text.")
+]
+TextColumn = Annotated[str, typer.Option(help="The column that --tokenizer reads.")]
+KeepNulls = Annotated[bool, typer.Option("--keep-nulls", help="Keep null and NaN out of the order, not an error.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default chosen automatically.")]
+Engine = Annotated[
+    Literal["local", "ray", "torch"],
+    typer.Option(help="Where the work is done: this machine, a Ray cluster, or the ranks of torchrun."),
+]
+NoResume = Annotated[bool, typer.Option("--no-resume", help="Compute finished parts again.")]
+StorageOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option", metavar="KEY=VALUE", help="For URLs, such as aws_endpoint_url=http://host:9000. Repeatable."
+    ),
+]
+Version = Annotated[int | None, typer.Option(min=1, help="Which version; by default the newest.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object per row.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+def storage_options(given: Sequence[str] | None) -> dict[str, str] | None:
+    """Turn ``KEY=VALUE`` of every --storage-option into a dictionary; None for none.
+
+    >>> storage_options(["aws_region=eu-central-1", "aws_secret_access_key=a=b"])
+    {'aws_region': 'eu-central-1', 'aws_secret_access_key': 'a=b'}
+    """
+    options = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--storage-option")
+        options[key] = value
+    return options or None
+
+
+def open_index(path: str, version: int | None, storage_option: Sequence[str] | None) -> Index:
+    """Open the version of an index that a command is asked for."""
+    from arrowds import index
+
+    return index.open_index(path, version=version, storage_options=storage_options(storage_option))
+
+
+def data(given: Sequence[str], tokenizer: str | None = None, text_column: str = "text") -> Any:
+    """Return what the library takes for DATA...: paths and patterns, or the source that tokenizes their text."""
+    source: Any = given[0] if len(given) == 1 else list(given)
+    if tokenizer is None:
+        return source
+    from arrowds import sources
+
+    return sources.TokenizedSource(sources.open_source(source), column=text_column, tokenizer=tokenizer)
+
+
+def metrics(metric: Sequence[str] | None, expr: Sequence[str] | None, *, keep_nulls: bool) -> list[Metric]:
+    """Return the metrics that --metric and --expr name, in that order."""
+    nulls = "keep" if keep_nulls else "refuse"
+    return [_metric(text, nulls) for text in metric or ()] + [_expression(text, nulls) for text in expr or ()]
+
+
+def needed_metrics(metric: Sequence[str] | None, expr: Sequence[str] | None, *, keep_nulls: bool) -> list[Metric]:
+    """Return the same; no metric at all is wrong usage."""
+    if not (metric or expr):
+        raise typer.BadParameter("name at least one --metric or --expr", param_hint="--metric")
+    return metrics(metric, expr, keep_nulls=keep_nulls)
+
+
+def _metric(text: str, nulls: Any) -> Metric:
+    """Turn ``[NAME=]KIND[:COLUMN]`` into a metric."""
+    from arrowds import metrics
+
+    name, _, rest = text.rpartition("=")
+    kind, _, column = rest.partition(":")
+    options: dict[str, Any] = {"name": name} if name else {}
+    column = column or "input_ids"
+    if kind == "seqlen":
+        return metrics.seqlen(column, nulls=nulls, **options)
+    if kind == "vocab_rarity":
+        return metrics.vocab_rarity(column, nulls=nulls, **options)
+    if kind == "token_counts":
+        return metrics.token_counts(column, **options)
+    raise typer.BadParameter(
+        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity or token_counts, or use --expr",
+        param_hint="--metric",
+    )
+
+
+def _expression(text: str, nulls: Any) -> Metric:
+    """Turn ``NAME=SQL`` into a metric; the expression is parsed by Polars and evaluated by nothing else."""
+    import polars as pl
+
+    from arrowds import metrics
+
+    name, equals, sql = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is not NAME=SQL, such as 'n_chars=length(text)'", param_hint="--expr")
+    try:
+        expression = pl.sql_expr(sql)
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(f"--expr {text!r}: {error}") from error
+    return metrics.expr(name.strip(), expression, nulls=nulls)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Turn ``I/N`` into two numbers, 1 <= I <= N.
+
+    >>> shard("3/40")
+    (3, 40)
+    """
+    number, slash, count = text.partition("/")
+    if slash and number.isascii() and count.isascii() and number.isdigit() and count.isdigit():
+        if 1 <= int(number) <= int(count):
+            return int(number), int(count)
+        raise typer.BadParameter(f"a shard is 1/{count} to {count}/{count}, got {text}", param_hint="--shard")
+    raise typer.BadParameter(f"{text!r} is not I/N, such as 3/40", param_hint="--shard")
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one of a launch by torchrun that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def typed(*arguments: str | Path) -> str:
+    """Return a command line of this program as it can be typed, in the way in which the program was started."""
+    program = sys.argv[0]
+    on_path = shutil.which("arrowds")
+    started = program if Path(program).name == "arrowds" else "arrowds"
+    same = on_path is not None and Path(program).exists() and Path(on_path).samefile(program)
+    return shlex.join(["arrowds" if same else started, *map(str, arguments)])
