@@ -131,6 +131,7 @@ def seaweedfs(folder: Path) -> Iterator[Server]:
         f"-s3.port.grpc={ports[7]}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
         f"-s3.config={config}",
     ]
     with running(command, folder / "weed.log"):
