@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+import xxhash
 
 from arrowds.arrays import arrow_view
 from arrowds.errors import IndexCorruptError
@@ -65,13 +66,48 @@ def _encodings(schema: pa.Schema) -> dict[str, object]:
     }
 
 
-def read_parquet(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+class Recorded(Protocol):
+    """What a manifest says of a file."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def xxh3(self) -> str:
+        """Its digest."""
+
+
+def content(store: Store, name: str, recorded: Recorded | None = None) -> pa.Buffer:
+    """Return what a file holds; from an object store, compared with the manifest, and read again where it differs.
+
+    Raises:
+        IndexCorruptError: when it is missing, or differs again.
+    """
+    with naming(store, name):
+        data = store.read(name)
+        if recorded is None or not isinstance(store, ObjectStore) or _is_as_recorded(data, recorded):
+            return data
+        data = store.read(name)
+        if _is_as_recorded(data, recorded):
+            return data
+        raise ValueError(f"it has changed since it was written ({data.size} bytes, {recorded.bytes} were written)")
+
+
+def _is_as_recorded(data: pa.Buffer, recorded: Recorded) -> bool:
+    return data.size == recorded.bytes and xxhash.xxh3_128_hexdigest(memoryview(data)) == recorded.xxh3
+
+
+def read_parquet(
+    store: Store, name: str, columns: Sequence[str] | None = None, recorded: Recorded | None = None
+) -> pa.Table:
     """Read columns of a Parquet file into memory; one request to an object store.
 
     Raises:
-        IndexCorruptError: when it is missing, truncated or not Parquet.
+        IndexCorruptError: when it is missing, truncated or not Parquet, or not the file that was ``recorded``.
     """
-    with naming(store, name), pq.ParquetFile(pa.BufferReader(store.read(name))) as file:
+    data = content(store, name, recorded)
+    with naming(store, name), pq.ParquetFile(pa.BufferReader(data)) as file:
         return file.read(None if columns is None else list(columns), use_threads=False)
 
 
@@ -156,7 +192,10 @@ def naming(store: Store, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise IndexCorruptError(f"{store.url}/{name} is missing; restore it, or run the analysis again") from error
+        raise IndexCorruptError(
+            f"{store.url}/{name} is missing; if this version of the index was vacuumed, open the index again, else "
+            "restore the file, or run the analysis again"
+        ) from error
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and type(error).__module__.startswith("arrowds"):
             raise

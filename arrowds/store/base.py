@@ -76,6 +76,9 @@ class Store(ABC):
     url: str
     """Where the root is, for people and for a later :func:`open_store`."""
 
+    files_at_once: int = 0
+    """How many files are worth reading at once; 0: one for each processor."""
+
     @abstractmethod
     def read(self, name: str) -> pa.Buffer:
         """Return the content of an object; a view of a memory map on a local disk.

@@ -31,6 +31,7 @@ _NONCE = "arrowds-commit"
 _RETRIES = 10
 _RETRY_SECONDS = 120.0
 _BACKOFF = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15), "base": 3}
+_RETRY_OPTIONS = ("max_retries", "retry_timeout")
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "timeout", "connect_timeout")
 _SEGMENT_OF_UPLOAD = 16 << 20
 _STATUS = re.compile(r"status code: (\d+)")
@@ -54,6 +55,8 @@ class ObjectStore(Store):
             request fails.
     """
 
+    files_at_once = 8  # they hide each other's waiting, and fit into memory together
+
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         self.url = url.rstrip("/")
         self.options = dict(options or {})
@@ -73,6 +76,12 @@ class ObjectStore(Store):
             MissingExtraError: when obstore is not installed.
         """
         _request(_opened, self._bucket)
+
+    @property
+    def polars_options(self) -> dict[str, str]:
+        """The same options as Polars takes them."""
+        options = {name: str(value) for name, value in self.options.items() if name not in _RETRY_OPTIONS}
+        return {**({"aws_allow_http": "true"} if _is_plain_http(options) else {}), **options}
 
     def read(self, name: str) -> pa.Buffer:
         return pa.py_buffer(_request(_get, self._bucket, name, None, "")[0])
@@ -274,7 +283,7 @@ def _client(bucket: Bucket) -> Any:
     }
     client_options = {name.removeprefix("aws_"): value for name, value in options.items() if _is_of_client(name)}
     config = {name: str(value) for name, value in options.items() if not _is_of_client(name)}
-    if any(name.endswith(("endpoint", "endpoint_url")) and value.startswith("http:") for name, value in config.items()):
+    if _is_plain_http(config):
         client_options.setdefault("allow_http", True)
     try:
         open_url: Callable[..., Any] = from_url  # its overloads name every key of every service
@@ -284,6 +293,13 @@ def _client(bucket: Bucket) -> Any:
             f"{bucket.url} can't be opened: {_first_line(error)}; check storage_options, or the environment that "
             "stands in for them"
         ) from error
+
+
+def _is_plain_http(options: Mapping[str, str]) -> bool:
+    """Whether an endpoint is named that is reached without encryption, as on this host or in its network."""
+    return any(
+        name.endswith(("endpoint", "endpoint_url")) and value.startswith("http:") for name, value in options.items()
+    )
 
 
 def _opened(bucket: Bucket) -> None:
