@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 
 from arrowds.arrays import arrow_view
-from arrowds.errors import ConfigError, MissingExtraError
+from arrowds.errors import ConfigError, IndexCorruptError, MissingExtraError
 from arrowds.index import paths
-from arrowds.index.manifest import Manifest
+from arrowds.index.manifest import Manifest, load_unless_vacuumed
 from arrowds.index.metric import MetricIndex
 from arrowds.schema import COUNT, CUMULATIVE_COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
 from arrowds.store import ObjectStore, Store
@@ -89,13 +89,17 @@ def _scanned(metric: MetricIndex) -> pl.LazyFrame:
         for item in metric.spec.columns
     ]
     store = metric.spec.columns[0].store
-    return pl.concat([_scan_parquet(store, listed).select(column.alias(metric.name)) for listed in names])
+    segments = zip(names, metric.spec.columns, strict=True)
+    scans = (_scan_parquet(store, listed, {VALUE: item.stored_type}) for listed, item in segments)
+    return pl.concat([frame.select(column.alias(metric.name)) for frame in scans])
 
 
-def _scan_parquet(store: Store, names: list[str]) -> pl.LazyFrame:
+def _scan_parquet(store: Store, names: list[str], kinds: Mapping[str, pa.DataType]) -> pl.LazyFrame:
+    """Files of an object store as one frame, whose columns are known, so that none is read before a query."""
     urls = [f"{store.url}/{name}" for name in names]
     options = store.polars_options if isinstance(store, ObjectStore) else None
-    return pl.scan_parquet(urls, storage_options=options, hive_partitioning=False)
+    schema = {name: _polars_type(kind) for name, kind in kinds.items()}
+    return pl.scan_parquet(urls, schema=schema, storage_options=options, hive_partitioning=False)
 
 
 def _polars_column(metric: MetricIndex) -> pl.Expr:
@@ -178,7 +182,7 @@ def _scanned_distribution(metric: MetricIndex) -> pl.LazyFrame:
     kind = pl.Series(pa.nulls(0, metric.spec.stored)).dtype
     empty = pl.LazyFrame(schema={VALUE: kind, COUNT: pl.Int64})
     found = [
-        _scan_parquet(item.store, names).select(pl.col(VALUE).cast(kind), COUNT)
+        _scan_parquet(item.store, names, {VALUE: item.stored_type, COUNT: pa.int64()}).select(pl.col(VALUE).cast(kind), COUNT)
         for item in metric.spec.columns
         if (names := [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.column.buckets])
     ]
@@ -203,6 +207,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
 
     Raises:
         ConfigError: with DuckDB's message, when it refuses the query or the query returns no table.
+        IndexCorruptError: when the version was vacuumed after it was opened.
         MissingExtraError: when DuckDB is not installed.
 
     >>> import arrowds, tempfile
@@ -229,6 +234,10 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
             f"the query sees the index and the files of its data only; pass allow_files=True to lift that ({error})"
         ) from error
     except duckdb.Error as error:
+        if load_unless_vacuumed(index.store, index.manifest.version) is None:
+            raise IndexCorruptError(
+                f"version {index.manifest.version} of {index.store.url} was vacuumed; open the index again"
+            ) from error
         raise ConfigError(f"DuckDB refused the query: {error}") from error
     finally:
         connection.close()
