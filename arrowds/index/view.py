@@ -223,7 +223,8 @@ def _made(root: Path, spec: ViewSpec, cache: HostCache | None) -> View:
             raise
         if cache is not None and error.errno == errno.ENOSPC:
             raise cache.is_full(spec.nbytes, f"metric {spec.metric!r}") from error
-        raise StorageError(error.errno, f"{folder} could not be written: {explained(error)}") from error
+        hint = "" if cache is None else "; pass cache_dir=... to keep memory maps elsewhere"
+        raise StorageError(error.errno, f"{folder} could not be written: {explained(error)}{hint}") from error
     return View(folder, spec)
 
 
