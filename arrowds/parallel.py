@@ -12,23 +12,30 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 2) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 2, threads: int = 0
+) -> Iterator[Result]:
     """Yield ``function(item)`` for each item, in order, computing at most a few results before they are wanted.
 
     Args:
         function: something that leaves the interpreter lock while it works.
         items: its arguments.
-        ahead: results that may wait, beyond one for each processor; this bounds the memory.
+        ahead: results that may wait, beyond one for each thread; this bounds the memory.
+        threads: 0 for one for each processor, up to 8; more where the function waits for a network; 1 for none but
+            that of the caller.
 
     >>> list(ordered_map(abs, [-1, 2, -3]))
     [1, 2, 3]
     """
-    count = min(8, os.cpu_count() or 1)
+    count = threads or min(8, os.cpu_count() or 1)
+    if count == 1:
+        yield from map(function, items)
+        return
     running: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(count) as threads:
+    with ThreadPoolExecutor(count) as pool:
         try:
             for item in items:
-                running.append(threads.submit(function, item))
+                running.append(pool.submit(function, item))
                 if len(running) >= count + ahead:
                     yield running.popleft().result()
             while running:

@@ -26,6 +26,7 @@ from arrowds.errors import IndexCorruptError, IndexNotFoundError, MetricValueErr
 from arrowds.index import files, paths
 from arrowds.index.manifest import Bucket, Column, File, digest_fault
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, cut_buckets, is_single_value, merged, rows_per_bucket
+from arrowds.parallel import ordered_map
 from arrowds.schema import COUNT, VALUE, mapped_type, narrowed, numpy_dtype
 from arrowds.store import Store
 
@@ -109,6 +110,8 @@ def plan_column(
         IndexCorruptError: when a run can't be read.
         MetricValueError: when runs have different types.
     """
+    for _ in ordered_map(lambda run: run.kind, runs, threads=store.files_at_once or 1):
+        pass  # now each has its metadata
     logical = runs[0].kind
     for run in runs:
         if run.kind != logical:
@@ -182,8 +185,8 @@ def finished_column(plan: ColumnPlan) -> Column:
         IndexNotFoundError: when a task is not finished; names it.
     """
     values, buckets = [], []
-    for task in plan.tasks:
-        report = plan.reported(task)
+    reports = ordered_map(plan.reported, plan.tasks, threads=plan.store.files_at_once or 1)
+    for task, report in zip(plan.tasks, reports, strict=True):
         if report is None:
             raise IndexNotFoundError(
                 f"{plan.store.url}: {task.kind} {task.number} of metric {plan.metric!r} is not reduced yet; run the "
@@ -207,8 +210,10 @@ def _write_values(column: ColumnPlan, number: int) -> File:
     rows = min(ROWS_PER_FILE, column.num_samples - start)
     values = np.zeros(rows, numpy_dtype(mapped_type(column.stored)))
     present = np.zeros(rows, np.bool_) if column.nullable else None
-    for piece in column.rows:
-        piece.scatter(values, present, start)
+    # Pieces have rows of their own, so that several may be read at once.
+    threads = column.store.files_at_once or 1
+    for _ in ordered_map(lambda piece: piece.scatter(values, present, start), column.rows, threads=threads):
+        pass
     missing = None if present is None or present.all() else ~present
     plain = values.view(np.bool_) if pa.types.is_boolean(column.stored) else values
     table = pa.table({VALUE: arrow_view(plain, missing=missing)})
@@ -219,8 +224,7 @@ def _write_bucket(column: ColumnPlan, number: int) -> Bucket | None:
     """Write one bucket, sorted by (value, sample_id), and its distribution; None where it has no rows."""
     after = column.cuts[number - 1] if number else None
     up_to = column.cuts[number] if number < len(column.cuts) else None
-    slices = chain.from_iterable(piece.between(after, up_to) for piece in column.rows)
-    frames = merged(slices, column.stored, single_value=is_single_value(after, up_to))
+    frames = merged(_slices(column, after, up_to), column.stored, single_value=is_single_value(after, up_to))
     written, counts, rows = [], [], 0
     for part, frame in enumerate(frames):
         name = paths.bucket(column.metric, column.key, number, part)
@@ -242,6 +246,15 @@ def _write_bucket(column: ColumnPlan, number: int) -> Bucket | None:
         files=tuple(written),
         distribution=File.of(files.write_parquet(column.store, name, distribution.to_arrow())),
     )
+
+
+def _slices(column: ColumnPlan, after: Cut | None, up_to: Cut | None) -> Iterator[pa.Table]:
+    """Yield the rows of a range, piece by piece; runs in an object store are read ahead, as each is a request."""
+    if all(isinstance(piece, Run) for piece in column.rows):
+        threads = column.store.files_at_once or 1
+        runs = ordered_map(lambda run: list(run.between(after, up_to)), column.rows, threads=threads, ahead=0)
+        return chain.from_iterable(runs)
+    return chain.from_iterable(piece.between(after, up_to) for piece in column.rows)
 
 
 def _distribution(values: pl.Series) -> pl.DataFrame:

@@ -46,7 +46,7 @@ class Run:
     num_rows: int
 
     @cached_property
-    def _reader(self) -> pa.ipc.RecordBatchFileReader:
+    def _reader(self) -> files.Batches:
         return files.open_ipc(self.store, self.name)
 
     @property
@@ -100,7 +100,7 @@ class Run:
         firsts = self.fences[:-1]
         start = 0 if after is None else max(rows_up_to(firsts, after) - 1, 0)
         stop = len(firsts) if up_to is None else rows_up_to(firsts, up_to)
-        batches = [self._reader.get_batch(number) for number in range(start, stop)]
+        batches = self._reader.read(start, stop)
         if batches and up_to is not None:
             batches[-1] = batches[-1][: rows_up_to(numpy_view(batches[-1].column(0)), up_to)]
         if batches and after is not None:
@@ -114,7 +114,7 @@ class Run:
         if self.first_id >= start + len(values) or self.first_id + self.num_rows <= start:
             return
         low, high = max(start - self.first_id, 0), min(start + len(values) - self.first_id, self.num_rows)
-        found = files.open_ipc(self.store, self.values_name).get_batch(0).column(0)[low:high]
+        found = files.open_ipc(self.store, self.values_name).read(0, 1)[0].column(0)[low:high]
         rows = slice(self.first_id + low - start, self.first_id + high - start)
         missing = missing_values(found)
         plain = numpy_view(found)

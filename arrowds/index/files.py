@@ -6,27 +6,32 @@ columns of a view, which are one record batch each, so that NumPy sees one array
 
 from __future__ import annotations
 
-import io
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+import xxhash
 
 from arrowds.arrays import arrow_view
 from arrowds.errors import IndexCorruptError
 from arrowds.schema import SAMPLE_ID, mapped_type, numpy_dtype
-from arrowds.store import FileRecord, LocalStore, Store, replacing
+from arrowds.store import FileRecord, LocalStore, ObjectStore, Store, replacing
 
 ROWS_PER_GROUP = 1 << 17
 """Rows of a Parquet row group: what a filter on values skips or reads."""
+
+_BATCH_BYTES = b"arrowds.batch_bytes"
+_MAGIC_BYTES = 16
+"""What an IPC file has before the schema: its name, padded to 8 bytes, a mark, and the length of the schema."""
+_HEAD_BYTES = 1 << 17
 
 _SMALLEST_HOLE = 1 << 20
 _LARGEST_FRAME = 1 << 16
@@ -61,72 +66,124 @@ def _encodings(schema: pa.Schema) -> dict[str, object]:
     }
 
 
-def read_parquet(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+class Recorded(Protocol):
+    """What a manifest says of a file."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def xxh3(self) -> str:
+        """Its digest."""
+
+
+def content(store: Store, name: str, recorded: Recorded | None = None) -> pa.Buffer:
+    """Return what a file holds; from an object store, compared with the manifest, and read again where it differs.
+
+    Raises:
+        IndexCorruptError: when it is missing, or differs again.
+    """
+    with naming(store, name):
+        data = store.read(name)
+        if recorded is None or not isinstance(store, ObjectStore) or _is_as_recorded(data, recorded):
+            return data
+        data = store.read(name)
+        if _is_as_recorded(data, recorded):
+            return data
+        raise ValueError(f"it has changed since it was written ({data.size} bytes, {recorded.bytes} were written)")
+
+
+def _is_as_recorded(data: pa.Buffer, recorded: Recorded) -> bool:
+    return data.size == recorded.bytes and xxhash.xxh3_128_hexdigest(memoryview(data)) == recorded.xxh3
+
+
+def read_parquet(
+    store: Store, name: str, columns: Sequence[str] | None = None, recorded: Recorded | None = None
+) -> pa.Table:
     """Read columns of a Parquet file into memory; one request to an object store.
 
     Raises:
-        IndexCorruptError: when it is missing, truncated or not Parquet.
+        IndexCorruptError: when it is missing, truncated or not Parquet, or not the file that was ``recorded``.
     """
-    with naming(store, name), pq.ParquetFile(pa.BufferReader(store.read(name))) as file:
+    data = content(store, name, recorded)
+    with naming(store, name), pq.ParquetFile(pa.BufferReader(data)) as file:
         return file.read(None if columns is None else list(columns), use_threads=False)
 
 
 def write_ipc(
     store: Store, name: str, table: pa.Table, *, rows_per_batch: int, metadata: Mapping[bytes, bytes]
 ) -> FileRecord:
-    """Write an uncompressed IPC file whose record batches have ``rows_per_batch`` rows, the last one the rest."""
-    schema = table.schema.with_metadata(dict(metadata))
+    """Write an uncompressed IPC file whose record batches have ``rows_per_batch`` rows, the last one the rest.
+
+    Where there are several batches, columns must have types of a fixed width and no nulls: then they are equally long.
+    """
+    batches = table.combine_chunks().to_batches(max_chunksize=rows_per_batch)
+    nbytes = pa.ipc.get_record_batch_size(batches[0]) if batches else 0
+    schema = table.schema.with_metadata({**metadata, _BATCH_BYTES: str(nbytes).encode()})
     with store.writing(name) as draft, pa.ipc.new_file(str(draft.path), schema) as writer:
-        for batch in table.combine_chunks().to_batches(max_chunksize=rows_per_batch):
+        for batch in batches:
             writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
     written: FileRecord = draft.written
     return written
 
 
-def open_ipc(store: Store, name: str) -> pa.ipc.RecordBatchFileReader:
-    """Open an IPC file without reading its batches: mapped from a local disk, by ranges from an object store.
+class Batches(Protocol):
+    """The record batches of an IPC file, by number."""
+
+    schema: pa.Schema
+
+    def read(self, start: int, stop: int) -> list[pa.RecordBatch]:
+        """Return the batches [start, stop); they are there."""
+
+
+def open_ipc(store: Store, name: str) -> Batches:
+    """Open a file of :func:`write_ipc` without reading its batches: mapped from a disk, by ranges from an object store.
 
     Raises:
         IndexCorruptError: when it is missing, truncated or not Arrow IPC.
     """
     with naming(store, name):
-        path = store.path(name)
-        if path is not None:
-            return pa.ipc.open_file(pa.memory_map(str(path)))
-        return pa.ipc.open_file(pa.PythonFile(io.BufferedReader(_Ranges(store, name), 1 << 16), mode="r"))
+        return _RangedBatches(store, name) if isinstance(store, ObjectStore) else _MappedBatches(store, name)
 
 
-class _Ranges(io.RawIOBase):
-    """An object as a file whose reads are range requests; the first one, at the end, brings the footer."""
+class _MappedBatches:
+    """Views of a memory map."""
 
     def __init__(self, store: Store, name: str) -> None:
-        size = store.size(name)
-        if size is None:
-            raise FileNotFoundError(name)
-        self._store, self._name, self._size, self._at = store, name, size, 0
+        self._reader = pa.ipc.open_file(pa.memory_map(str(store.path(name))))
+        self.schema: pa.Schema = self._reader.schema
 
-    def readable(self) -> bool:
-        return True
+    def read(self, start: int, stop: int) -> list[pa.RecordBatch]:
+        return [self._reader.get_batch(number) for number in range(start, stop)]
 
-    def seekable(self) -> bool:
-        return True
 
-    def tell(self) -> int:
-        return self._at
+class _RangedBatches:
+    """Ranges of an object: one request for the schema, and one for each range of batches.
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
+    All batches but the last take equally many bytes, one after the other behind the schema.
+    """
 
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]  # a writable buffer
-        stop = min(self._at + len(view), self._size)
-        if stop <= self._at:
-            return 0
-        data = self._store.read_range(self._name, self._at, stop)  # type: ignore[attr-defined]  # only object stores come here
-        view[: len(data)] = memoryview(data)
-        self._at += len(data)
-        return len(data)
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self._store, self._name = store, name
+        head, self._size = store.read_start(name, _HEAD_BYTES)
+        self._first = _MAGIC_BYTES + int.from_bytes(head[_MAGIC_BYTES - 4 : _MAGIC_BYTES], "little")
+        if len(head) < self._first:
+            head = store.read_range(name, 0, self._first)
+        self._head = head
+        self.schema: pa.Schema = pa.ipc.read_schema(head.slice(8, self._first - 8))
+        self._bytes = int((self.schema.metadata or {})[_BATCH_BYTES])
+
+    def read(self, start: int, stop: int) -> list[pa.RecordBatch]:
+        if start >= stop:
+            return []
+        low, high = (min(self._first + number * self._bytes, self._size) for number in (start, stop))
+        with naming(self._store, self._name):
+            held = high <= len(self._head)
+            data = self._head.slice(low, high - low) if held else self._store.read_range(self._name, low, high)
+            stream = pa.BufferReader(data)
+            messages = (pa.ipc.read_message(stream) for _ in range(start, stop))
+            return [pa.ipc.read_record_batch(message, self.schema) for message in messages]
 
 
 @contextmanager
@@ -135,7 +192,10 @@ def naming(store: Store, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise IndexCorruptError(f"{store.url}/{name} is missing; restore it, or run the analysis again") from error
+        raise IndexCorruptError(
+            f"{store.url}/{name} is missing; if this version of the index was vacuumed, open the index again, else "
+            "restore the file, or run the analysis again"
+        ) from error
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and type(error).__module__.startswith("arrowds"):
             raise

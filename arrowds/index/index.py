@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
-
 from arrowds.errors import IndexCorruptError, UnknownMetricError
 from arrowds.index import manifest as manifests
+from arrowds.index.cache import HostCache
 from arrowds.index.manifest import Manifest
 from arrowds.index.metric import MetricIndex
 from arrowds.index.totals import read_total, sum_of_segments
@@ -44,7 +43,8 @@ def open_index(
         verify: read every file and compare its digest with the manifest. Without it, only the sizes are compared; those
             of an index in an object store when a file is read.
         cache_dir: where this host keeps the memory maps of an index in an object store, or on a disk that can't be
-            written; by default ``arrowds`` in the user's cache folder.
+            written; by default ``ARROWDS_CACHE_DIR``, else ``arrowds`` in the user's cache folder. They take half of the
+            disk at the most, or ``ARROWDS_CACHE_LIMIT`` (such as "200GB"); the least recently used leave first.
         storage_options: for a URL, keys such as ``aws_endpoint_url``; see :func:`arrowds.store.open_store`.
 
     Raises:
@@ -150,30 +150,38 @@ class Index:
         manifests.check_digests(self.store, self.manifest.files, self._view_faults())
 
     def _view_faults(self) -> list[str]:
-        specs = [self[name].spec for name in self]
-        views = [view for spec in specs for root in self._view_roots() if (view := find_view(root, spec))]
-        return [fault for view in views for fault in view.faults()]
+        views = (self._found_view(self[name].spec) for name in self)
+        return [fault for view in views if view is not None for fault in view.faults()]
 
     def open_view(self, spec: ViewSpec) -> View:
         """Return the memory maps of a metric: those that this host has, or new ones."""
-        roots = self._view_roots()
-        for root in roots:
-            if (found := find_view(root, spec)) is not None:
-                return found
+        found = self._found_view(spec)
+        if found is not None and found.hold():
+            return found
         try:
-            return open_view(next(root for root in roots if _is_writable(root)), spec)
+            if (beside := self._beside) is not None and _is_writable(beside):
+                return open_view(beside, spec)
+            return open_view(self._cache.folder(self.store.url), spec, self._cache)
         except IndexCorruptError:
             manifests.load(self.store, self.version)  # says so where this version was vacuumed since it was opened
             raise
 
     def reads_in_place(self, spec: ViewSpec) -> bool:
         """Whether lookups should read the index's own files, as this host has no maps of them yet."""
-        return not isinstance(self.store, LocalStore) and not any(find_view(root, spec) for root in self._view_roots())
+        return not isinstance(self.store, LocalStore) and self._found_view(spec) is None
 
-    def _view_roots(self) -> list[Path]:
-        """Where maps may be, the place to make new ones first: beside a local index, else in the cache of this host."""
-        cache = (self._cache_dir or default_cache_dir()) / xxhash.xxh3_64_hexdigest(self.store.url.encode())
-        return [self.store.root, cache] if isinstance(self.store, LocalStore) and self._cache_dir is None else [cache]
+    def _found_view(self, spec: ViewSpec) -> View | None:
+        beside = None if self._beside is None else find_view(self._beside, spec)
+        return beside or find_view(self._cache.folder(self.store.url), spec)
+
+    @property
+    def _beside(self) -> Path | None:
+        """The folder of a local index, where its memory maps are, unless they are to be elsewhere."""
+        return self.store.root if isinstance(self.store, LocalStore) and self._cache_dir is None else None
+
+    @computed_once
+    def _cache(self) -> HostCache:
+        return HostCache.at(self._cache_dir)
 
     def scan(self) -> pl.LazyFrame:
         """Return ``sample_id`` and a column per metric, lazily; see :func:`arrowds.index.query.scan`."""
@@ -196,11 +204,6 @@ class Index:
 
 def _reopened(store: Store, version: int, cache_dir: Path | None) -> Index:
     return Index(store, manifests.load(store, version), cache_dir)
-
-
-def default_cache_dir() -> Path:
-    """Where memory maps are kept that can't lie beside their index."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arrowds"
 
 
 def _is_writable(root: Path) -> bool:

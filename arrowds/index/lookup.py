@@ -25,6 +25,8 @@ from arrowds.schema import COUNT, CUMULATIVE_COUNT, SAMPLE_ID, VALUE, mapped_typ
 
 Side = Literal["left", "right"]
 
+_BUCKETS_KEPT = 4
+
 
 class Lookup(Protocol):
     """What lookups ask of the order of a metric."""
@@ -78,22 +80,58 @@ class BucketOrder:
 
     def __init__(self, spec: ViewSpec) -> None:
         self._spec = spec
+        self._read: dict[tuple[int, int], pl.DataFrame] = {}
 
     def rank(self, value: float, side: Side) -> int:
         return sum(
-            _rank_in_bucket(column, bucket, value, side)
-            for column in self._spec.columns
+            self._rank_in_bucket(segment, bucket, value, side)
+            for segment, column in enumerate(self._spec.columns)
             for bucket in column.column.buckets
         )
+
+    def _rank_in_bucket(self, segment: int, bucket: Bucket, value: float, side: Side) -> int:
+        """How many rows of a bucket lie below a value; its file is read only where the value lies inside it."""
+        if bucket.high < value or (side == "right" and bucket.high == value):
+            return bucket.rows
+        if bucket.low > value or (side == "left" and bucket.low == value):
+            return 0
+        table = self._bucket(segment, bucket)
+        values = memoryview(table[VALUE].to_numpy().data)
+        rows = (bisect_right if side == "right" else bisect_left)(values, value)
+        return int(table[COUNT][:rows].sum())
+
+    def _bucket(self, segment: int, bucket: Bucket) -> pl.DataFrame:
+        """The distribution of one bucket; the last ones are kept, as questions about one range follow each other."""
+        key = (segment, bucket.number)
+        if (found := self._read.get(key)) is None:
+            found = _bucket_distribution(self._spec.columns[segment], bucket)
+            for oldest in list(self._read)[: len(self._read) - _BUCKETS_KEPT + 1]:
+                self._read.pop(oldest, None)
+            self._read[key] = found
+        return found
 
     @computed_once
     def _distribution(self) -> pl.DataFrame:
         return distribution_of(self._spec)
 
     def values_at(self, positions: np.ndarray) -> np.ndarray:
+        dtype = numpy_dtype(mapped_type(self._spec.stored))
+        if len(self._spec.columns) == 1:
+            return self._values_of_one_segment(np.asarray(positions)).astype(dtype)
         rows = np.searchsorted(self._distribution[CUMULATIVE_COUNT].to_numpy(), positions, side="right")
-        values = self._distribution[VALUE].to_physical().to_numpy()[rows]
-        return np.asarray(values.astype(numpy_dtype(mapped_type(self._spec.stored))))
+        return np.asarray(self._distribution[VALUE].to_physical().to_numpy()[rows].astype(dtype))
+
+    def _values_of_one_segment(self, positions: np.ndarray) -> np.ndarray:
+        buckets = self._spec.columns[0].column.buckets
+        stops = np.cumsum([bucket.rows for bucket in buckets])
+        numbers = np.searchsorted(stops, positions, side="right")
+        values = np.empty(positions.shape, numpy_dtype(mapped_type(self._spec.stored)))
+        for number in np.unique(numbers).tolist():
+            table = self._bucket(0, buckets[number])
+            within = positions[numbers == number] - (stops[number] - buckets[number].rows)
+            rows = np.searchsorted(table[COUNT].cum_sum().to_numpy(), within, side="right")
+            values[numbers == number] = table[VALUE].to_numpy()[rows]
+        return values
 
     def ids(self, start: int, stop: int) -> np.ndarray:
         if start >= stop:
@@ -125,24 +163,14 @@ class BucketOrder:
             bucket, number, low, high = piece
             return column.ids(bucket, number)[low:high]
 
-        return np.concatenate(list(ordered_map(read, pieces))).astype(numpy_dtype(self._spec.id_type), copy=False)
-
-
-def _rank_in_bucket(column: SegmentColumn, bucket: Bucket, value: float, side: Side) -> int:
-    """How many rows of a bucket lie below a value; its file is read only where the value lies inside it."""
-    if bucket.high < value or (side == "right" and bucket.high == value):
-        return bucket.rows
-    if bucket.low > value or (side == "left" and bucket.low == value):
-        return 0
-    table = _bucket_distribution(column, bucket)
-    values = memoryview(table[VALUE].to_numpy().data)
-    rows = (bisect_right if side == "right" else bisect_left)(values, value)
-    return int(table[COUNT][:rows].sum())
+        found = np.concatenate(list(ordered_map(read, pieces, threads=self._spec.threads)))
+        return found.astype(numpy_dtype(self._spec.id_type), copy=False)
 
 
 def _bucket_distribution(column: SegmentColumn, bucket: Bucket) -> pl.DataFrame:
+    """Return the distinct values of a bucket, bool as uint8, and their counts."""
     name = paths.distribution(column.metric, column.column.key, bucket.number)
-    table = files.read_parquet(column.store, name)
+    table = files.read_parquet(column.store, name, recorded=bucket.distribution)
     if table.num_rows != bucket.num_distinct or table.column_names != [VALUE, COUNT]:
         raise IndexCorruptError(f"{column.store.url}/{name} has {table.num_rows} rows instead of {bucket.num_distinct}")
     values = table.column(VALUE)
@@ -156,7 +184,7 @@ def distribution_of(spec: ViewSpec) -> pl.DataFrame:
     dtype = pl.Series(pa.nulls(0, spec.stored)).dtype
     frames = [
         frame.with_columns(pl.col(VALUE).cast(dtype))
-        for frame in ordered_map(lambda piece: _bucket_distribution(*piece), pieces)
+        for frame in ordered_map(lambda piece: _bucket_distribution(*piece), pieces, threads=spec.threads)
     ]
     whole = pl.concat(frames) if frames else pl.DataFrame(schema={VALUE: dtype, COUNT: pl.Int64})
     if len(spec.columns) > 1:

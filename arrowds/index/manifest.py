@@ -383,7 +383,7 @@ def check_digests(store: Store, files: Mapping[str, File], more_faults: Sequence
     Raises:
         IndexCorruptError: naming every file that is missing, truncated or changed.
     """
-    found = ordered_map(lambda item: digest_fault(store, *item), files.items())
+    found = ordered_map(lambda item: digest_fault(store, *item), files.items(), threads=store.files_at_once)
     _raise_faults(store, [*filter(None, found), *more_faults])
 
 

@@ -133,11 +133,17 @@ class MetricIndex:
         return numpy_view(self._view.order())
 
     @property
+    def is_read_in_place(self) -> bool:
+        """Whether lookups and queries read the index's files in an object store, as this host has no maps of them yet.
+
+        ``values`` and ``order`` make the maps.
+        """
+        return "_view" not in self.__dict__ and self._index.reads_in_place(self.spec)
+
+    @property
     def _lookup(self) -> Lookup:
         """Where lookups are answered: from the maps, or in place while a remote index has none on this host."""
-        if "_mapped" not in self.__dict__ and self._index.reads_in_place(self.spec):
-            return self._in_place
-        return self._mapped
+        return self._in_place if self.is_read_in_place else self._mapped
 
     @computed_once
     def _mapped(self) -> Lookup:

@@ -1,4 +1,8 @@
-"""Query an index as a table: a Polars LazyFrame, a DuckDB connection, SQL. The metric columns stay in their maps."""
+"""Query an index as a table: a Polars LazyFrame, a DuckDB connection, SQL.
+
+The metric columns stay in their memory maps. Those of an index in an object store that this host has no maps of are
+read where they are: by Polars, those columns and row groups alone that a query needs, for DuckDB as well.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ import polars as pl
 import pyarrow as pa
 
 from arrowds.arrays import arrow_view
-from arrowds.errors import ConfigError, MissingExtraError
+from arrowds.errors import ConfigError, IndexCorruptError, MissingExtraError
 from arrowds.index import paths
-from arrowds.index.manifest import Manifest
+from arrowds.index.manifest import Manifest, load_unless_vacuumed
 from arrowds.index.metric import MetricIndex
-from arrowds.schema import COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
-from arrowds.store import Store
+from arrowds.schema import COUNT, CUMULATIVE_COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
+from arrowds.store import ObjectStore, Store
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,7 +52,7 @@ class Queryable(Protocol):
 
 
 def scan(index: Queryable) -> pl.LazyFrame:
-    """Return ``sample_id`` and one column per metric as a LazyFrame over the memory maps; nothing is read yet.
+    """Return ``sample_id`` and one column per metric as a LazyFrame; nothing is read yet.
 
     Columns have the declared types; Polars widens those columns that a query uses. Values that were kept as null or
     NaN are null.
@@ -60,10 +64,43 @@ def scan(index: Queryable) -> pl.LazyFrame:
     ...     scan(index).filter(pl.col("x") > 6).collect().rows()
     [(1, 7)]
     """
-    mapped = pl.DataFrame(_mapped_table(index))
-    columns = [_polars_column(index[name]) for name in index]
-    ids = pl.col(SAMPLE_ID).cast(pl.UInt64 if sample_id_type(index.manifest.num_samples) == pa.uint64() else pl.UInt32)
-    return mapped.lazy().with_row_index(SAMPLE_ID).select(ids, *columns)
+    ids = pl.UInt64 if sample_id_type(index.manifest.num_samples) == pa.uint64() else pl.UInt32
+    in_place = [index[name] for name in index if index[name].is_read_in_place]
+    if not in_place:
+        frame = pl.DataFrame(_mapped_table(index)).lazy().select(_polars_column(index[name]) for name in index)
+    else:
+        columns = [_scanned(index[name]) if index[name] in in_place else _mapped(index[name]) for name in index]
+        frame = pl.concat(columns, how="horizontal")
+    return frame.with_row_index(SAMPLE_ID).with_columns(pl.col(SAMPLE_ID).cast(ids))
+
+
+def _mapped(metric: MetricIndex) -> pl.LazyFrame:
+    """One column from its memory map."""
+    return pl.DataFrame(pa.table({metric.name: metric.column})).lazy().select(_polars_column(metric))
+
+
+def _scanned(metric: MetricIndex) -> pl.LazyFrame:
+    """One column from the files of all segments, in the order of the ids."""
+    kind = _polars_type(metric.arrow_type)
+    column = pl.col(VALUE).cast(kind)
+    if _has_nan(metric):
+        column = column.fill_nan(None)
+    names = [
+        [paths.values(metric.name, item.column.key, number) for number in range(len(item.column.values))]
+        for item in metric.spec.columns
+    ]
+    store = metric.spec.columns[0].store
+    segments = zip(names, metric.spec.columns, strict=True)
+    scans = (_scan_parquet(store, listed, {VALUE: item.stored_type}) for listed, item in segments)
+    return pl.concat([frame.select(column.alias(metric.name)) for frame in scans])
+
+
+def _scan_parquet(store: Store, names: list[str], kinds: Mapping[str, pa.DataType]) -> pl.LazyFrame:
+    """Files of an object store as one frame, whose columns are known, so that none is read before a query."""
+    urls = [f"{store.url}/{name}" for name in names]
+    options = store.polars_options if isinstance(store, ObjectStore) else None
+    schema = {name: _polars_type(kind) for name, kind in kinds.items()}
+    return pl.scan_parquet(urls, schema=schema, storage_options=options, hive_partitioning=False)
 
 
 def _polars_column(metric: MetricIndex) -> pl.Expr:
@@ -83,7 +120,8 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
 
     The view has ``sample_id`` and one column per metric, of the type that it declares, NULL where a value was kept as
     null or NaN. DuckDB reads the metric columns from the memory maps; only the ids are made (4 bytes for each sample, 8
-    above 2^32). Each metric also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view
+    above 2^32). Those of an index in an object store it gets from :func:`scan`, as far as a query needs them, until this
+    host has maps of all metrics. Each metric also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view
     ``total_NAME`` (value: the flattened array, in order).
 
     Raises:
@@ -96,11 +134,17 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
         raise MissingExtraError("duckdb", "sql") from error
     _check_names(index)
     connection = duckdb.connect()
-    ids = np.arange(index.manifest.num_samples, dtype=numpy_dtype(sample_id_type(index.manifest.num_samples)))
-    mapped = connection.from_arrow(_mapped_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
-    # Views of Arrow data and not of files: they can be read when DuckDB itself may open no file.
-    mapped.project(", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])).create_view("samples")
+    if any(index[name].is_read_in_place for name in index):
+        connection.register("samples", scan(index))
+    else:
+        ids = np.arange(index.manifest.num_samples, dtype=numpy_dtype(sample_id_type(index.manifest.num_samples)))
+        mapped = connection.from_arrow(_mapped_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
+        # Views of Arrow data and not of files: they can be read when DuckDB itself may open no file.
+        mapped.project(", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])).create_view("samples")
     for name in index:
+        if isinstance(index.store, ObjectStore):
+            connection.register(f"distribution_{name}", _scanned_distribution(index[name]))
+            continue
         distinct = connection.from_arrow(_distribution_files(index, name))
         distinct.aggregate("value, sum(count)::BIGINT as count", "value").project(
             "value, count, (sum(count) over (order by value))::BIGINT as cumulative_count"
@@ -134,6 +178,19 @@ def _distribution_files(index: Queryable, name: str) -> Dataset:
     return dataset([str(index.store.path(name)) for name in names], schema=schema, format="parquet")
 
 
+def _scanned_distribution(metric: MetricIndex) -> pl.LazyFrame:
+    """What ``distribution_NAME`` is, from the files of all segments where they are."""
+    kind = pl.Series(pa.nulls(0, metric.spec.stored)).dtype
+    empty = pl.LazyFrame(schema={VALUE: kind, COUNT: pl.Int64})
+    found = [
+        _scan_parquet(item.store, names, {VALUE: item.stored_type, COUNT: pa.int64()}).select(pl.col(VALUE).cast(kind), COUNT)
+        for item in metric.spec.columns
+        if (names := [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.column.buckets])
+    ]
+    counts = pl.concat([empty, *found]).group_by(VALUE).agg(pl.col(COUNT).sum()).sort(VALUE)
+    return counts.with_columns(pl.col(COUNT).cum_sum().alias(CUMULATIVE_COUNT))
+
+
 def _sql_column(metric: MetricIndex) -> str:
     quoted = '"' + metric.name + '"'
     if metric.column.type != metric.arrow_type:
@@ -151,6 +208,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
 
     Raises:
         ConfigError: with DuckDB's message, when it refuses the query or the query returns no table.
+        IndexCorruptError: when the version was vacuumed after it was opened.
         MissingExtraError: when DuckDB is not installed.
 
     >>> import arrowds, tempfile
@@ -177,6 +235,10 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
             f"the query sees the index and the files of its data only; pass allow_files=True to lift that ({error})"
         ) from error
     except duckdb.Error as error:
+        if load_unless_vacuumed(index.store, index.manifest.version) is None:
+            raise IndexCorruptError(
+                f"version {index.manifest.version} of {index.store.url} was vacuumed; open the index again"
+            ) from error
         raise ConfigError(f"DuckDB refused the query: {error}") from error
     finally:
         connection.close()

@@ -13,8 +13,12 @@ from arrowds.arrays import arrow_view, numpy_view
 from arrowds.index import files, paths
 from arrowds.index.manifest import Bucket, Column
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, rows_up_to
+from arrowds.parallel import ordered_map
 from arrowds.schema import SAMPLE_ID, VALUE, mapped_type, type_named
 from arrowds.store import Store
+
+_FILES_AHEAD = 2
+"""Files of an object store that are read at once for one segment, while others are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +36,24 @@ class SegmentColumn:
 
         They have the stored type (bool as uint8) and ids of type ``id_type`` (uint32), counted from ``first_id``.
         """
-        id_type = id_type or pa.uint32()
-        for bucket in self.column.buckets:
-            if _overlaps(bucket, after, up_to):
-                for number in range(len(bucket.files)):
-                    name = paths.bucket(self.metric, self.column.key, bucket.number, number)
-                    yield from self._rows(name, after, up_to, id_type)
+        chosen = [
+            (bucket, number)
+            for bucket in self.column.buckets
+            if _overlaps(bucket, after, up_to)
+            for number in range(len(bucket.files))
+        ]
 
-    def _rows(self, name: str, after: Cut | None, up_to: Cut | None, id_type: pa.DataType) -> Iterator[pa.Table]:
-        with files.naming(self.store, name), pq.ParquetFile(pa.BufferReader(self.store.read(name))) as file:
+        def rows(file: tuple[Bucket, int]) -> pa.Table:
+            return self._rows(*file, after, up_to, id_type or pa.uint32())
+
+        yield from ordered_map(rows, chosen, threads=min(self.store.files_at_once or 1, _FILES_AHEAD), ahead=0)
+
+    def _rows(
+        self, bucket: Bucket, number: int, after: Cut | None, up_to: Cut | None, id_type: pa.DataType
+    ) -> pa.Table:
+        name = paths.bucket(self.metric, self.column.key, bucket.number, number)
+        data = files.content(self.store, name, bucket.files[number])
+        with files.naming(self.store, name), pq.ParquetFile(pa.BufferReader(data)) as file:
             chosen = [group for group in range(file.num_row_groups) if _group_overlaps(file, group, after, up_to)]
             table = file.read_row_groups(chosen, [VALUE, SAMPLE_ID], use_threads=False)
         values = table.column(VALUE).combine_chunks()
@@ -49,23 +62,23 @@ class SegmentColumn:
         stop = len(values) if up_to is None else rows_up_to(numpy_view(values), up_to)
         ids = numpy_view(table.column(SAMPLE_ID).combine_chunks())[start:stop]
         moved = np.add(ids, self.first_id, dtype=id_type.to_pandas_dtype())
-        yield pa.table({VALUE: values[start:stop], SAMPLE_ID: arrow_view(moved)})
+        return pa.table({VALUE: values[start:stop], SAMPLE_ID: arrow_view(moved)})
 
     def ids(self, bucket: Bucket, number: int) -> np.ndarray:
         """The ids of one file of a bucket, in order, counted from the segment's first sample (uint32)."""
         name = paths.bucket(self.metric, self.column.key, bucket.number, number)
-        return numpy_view(files.read_parquet(self.store, name, [SAMPLE_ID]).column(0).combine_chunks())
+        return numpy_view(files.read_parquet(self.store, name, [SAMPLE_ID], bucket.files[number]).column(0).combine_chunks())
 
     def sorted_values(self, bucket: Bucket, number: int) -> np.ndarray:
         """The values of one file of a bucket, ascending, in the stored type (bool as uint8)."""
         name = paths.bucket(self.metric, self.column.key, bucket.number, number)
-        values = files.read_parquet(self.store, name, [VALUE]).column(0).combine_chunks()
+        values = files.read_parquet(self.store, name, [VALUE], bucket.files[number]).column(0).combine_chunks()
         return numpy_view(values.cast(mapped_type(values.type)))
 
     def chunk(self, number: int) -> pa.Array:
         """The values of the ids from ``number * ROWS_PER_FILE`` on, in the stored type, null where there is none."""
         name = paths.values(self.metric, self.column.key, number)
-        return files.read_parquet(self.store, name, [VALUE]).column(0).combine_chunks()
+        return files.read_parquet(self.store, name, [VALUE], self.column.values[number]).column(0).combine_chunks()
 
     def scatter(self, values: np.ndarray, present: np.ndarray | None, start: int) -> None:
         """Write the values of the ids [start, start + len(values)) into their rows, and mark them as present.

@@ -33,7 +33,7 @@ def read_total(store: Store, name: str, total: Total) -> np.ndarray:
         IndexCorruptError: when its file is damaged, or has another type or length than the manifest says.
     """
     where = paths.total(name, total.key)
-    column = files.read_parquet(store, where, [VALUE]).column(VALUE).combine_chunks()
+    column = files.read_parquet(store, where, [VALUE], total.file).column(VALUE).combine_chunks()
     if len(column) != math.prod(total.shape) or str(column.type) != total.type or column.null_count:
         raise IndexCorruptError(f"{store.url}/{where} does not hold {total.type} of shape {total.shape}")
     array = numpy_view(column).astype(numpy_dtype(type_named(total.type)), copy=True).reshape(total.shape)

@@ -6,6 +6,7 @@ It is derived: it can be deleted at any time, and is made again where it is need
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ import xxhash
 from arrowds.arrays import arrow_view, numpy_view
 from arrowds.errors import IndexCorruptError, StorageError
 from arrowds.index import files, paths
+from arrowds.index.cache import HostCache, being_made, held
 from arrowds.index.manifest import Bucket, Manifest
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, is_single_value, merged
 from arrowds.index.segments import SegmentColumn
@@ -83,7 +85,8 @@ class ViewSpec:
     def over(cls, metric: str, columns: tuple[SegmentColumn, ...], logical: pa.DataType) -> ViewSpec:
         """What the view of some columns of a metric is made of."""
         ends = [end for item in columns for bucket in item.column.buckets for end in (bucket.low, bucket.high)]
-        keys = "|".join(item.column.key for item in columns)
+        # The digests as well: an index that was deleted and made again may have the same keys.
+        keys = "|".join("|".join([item.column.key, *(file.xxh3 for file in item.column.values)]) for item in columns)
         return cls(
             metric=metric,
             columns=columns,
@@ -105,6 +108,17 @@ class ViewSpec:
         """The type of the ids in ``order.arrow``."""
         return sample_id_type(self.num_samples)
 
+    @property
+    def threads(self) -> int:
+        """How many files are worth reading at once; 0: one for each processor."""
+        return self.columns[0].store.files_at_once
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the view takes."""
+        values, ids = numpy_dtype(mapped_type(self.stored)).itemsize, numpy_dtype(self.id_type).itemsize
+        return self.num_samples * values + self.num_samples // 8 + self.num_valid * ids
+
 
 class View:
     """The two mapped columns of a metric, which :func:`open_view` has found or made."""
@@ -112,6 +126,20 @@ class View:
     def __init__(self, folder: Path, spec: ViewSpec) -> None:
         self.folder = folder
         self.spec = spec
+        self._descriptor: int | None = None
+
+    def hold(self) -> bool:
+        """Keep the view in the host's cache as long as this object lives, and note its use; False where it is gone."""
+        self._descriptor = held(self.folder)
+        if self._descriptor is None:
+            return False
+        with suppress(OSError):  # a disk that can only be read
+            os.utime(self.folder / _SUMMARY)
+        return True
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
     def values(self) -> pa.Array:
         """Map the values: the stored type, bool as uint8, nulls in the bitmap, NaN in floats."""
@@ -160,30 +188,44 @@ def find_view(root: Path, spec: ViewSpec) -> View | None:
     return View(folder, spec) if whole else None
 
 
-def open_view(root: Path, spec: ViewSpec) -> View:
+def open_view(root: Path, spec: ViewSpec, cache: HostCache | None = None) -> View:
     """Return the view below ``root``, after making it where it is missing.
 
     Of several processes on a host, one makes it and the others wait.
 
+    Args:
+        root: the folder of the index, or of its views in ``cache``.
+        spec: what the view is made of.
+        cache: the host's cache; it makes room, and keeps the view while the object that is returned lives.
+
     Raises:
         StorageError: when it can't be written.
-        IndexCorruptError: when a file that it is made from can't be read.
+        IndexCorruptError: when a file that it is made from can't be read, or is not the one that the manifest names.
     """
-    found = find_view(root, spec)
-    if found is not None:
-        return found
+    while True:
+        found = find_view(root, spec) or _made(root, spec, cache)
+        if cache is None or found.hold():
+            return found
+
+
+def _made(root: Path, spec: ViewSpec, cache: HostCache | None) -> View:
     folder = root / paths.view(spec.metric, spec.key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # This only spares other processes of the host the same work: folders are renamed whole.
+        with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
+            if find_view(root, spec) is None:
+                if cache is not None:
+                    cache.make_room(spec.nbytes, f"metric {spec.metric!r}")
+                _make(folder, spec, _largest_part(root, spec))
     except OSError as error:
-        raise StorageError(error.errno, f"{folder.parent} can't be written: {explained(error)}") from error
-    # This only spares other processes of the host the same work: folders are renamed whole.
-    with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
-        found = find_view(root, spec)
-        if found is None:
-            _make(folder, spec, _largest_part(root, spec))
-            found = View(folder, spec)
-    return found
+        if isinstance(error, StorageError):
+            raise
+        if cache is not None and error.errno == errno.ENOSPC:
+            raise cache.is_full(spec.nbytes, f"metric {spec.metric!r}") from error
+        hint = "" if cache is None else "; pass cache_dir=... to keep memory maps elsewhere"
+        raise StorageError(error.errno, f"{folder} could not be written: {explained(error)}{hint}") from error
+    return View(folder, spec)
 
 
 def _largest_part(root: Path, spec: ViewSpec) -> View | None:
@@ -194,7 +236,8 @@ def _largest_part(root: Path, spec: ViewSpec) -> View | None:
         if rows > _MOST_INSERTED_ROWS:
             return None
         found = find_view(root, spec.before(columns))
-        if found is not None and not found.faults():  # else what is damaged would get a digest of its own
+        # What is damaged would get a digest of its own.
+        if found is not None and found.hold() and not found.faults():
             return found
     return None
 
@@ -213,21 +256,18 @@ def _make(folder: Path, spec: ViewSpec, base: View | None) -> None:
     damaged = draft.with_suffix(".old")
     try:
         draft.mkdir()
-        _write_values(draft / _VALUES, spec, base)
-        _write_order(draft / _ORDER, spec, base)
-        summary = {name: asdict(record(draft / name)) for name in (_VALUES, _ORDER)}
-        (draft / _SUMMARY).write_text(json.dumps(summary))
-        for name in (_VALUES, _ORDER, _SUMMARY):
-            sync_path(draft / name)
-        with suppress(FileNotFoundError):
-            folder.rename(damaged)
-        with suppress(OSError):  # another process was faster, on a file system without locks
-            draft.rename(folder)
+        with being_made(draft):
+            _write_values(draft / _VALUES, spec, base)
+            _write_order(draft / _ORDER, spec, base)
+            summary = {name: asdict(record(draft / name)) for name in (_VALUES, _ORDER)}
+            (draft / _SUMMARY).write_text(json.dumps(summary))
+            for name in (_VALUES, _ORDER, _SUMMARY):
+                sync_path(draft / name)
+            with suppress(FileNotFoundError):
+                folder.rename(damaged)
+            with suppress(OSError):  # another process was faster, on a file system without locks
+                draft.rename(folder)
         sync_path(folder.parent)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(error.errno, f"{folder} could not be written: {explained(error)}") from error
     finally:
         for left in (draft, damaged):
             shutil.rmtree(left, ignore_errors=True)
@@ -257,11 +297,11 @@ def _write_values(path: Path, spec: ViewSpec, base: View | None) -> None:
         with files.allocated_map(path, spec.stored, spec.num_samples, name=VALUE) as values:
             if base is not None:
                 values[: base.spec.num_samples] = numpy_view(base.values())
-            for _ in ordered_map(copy, chunks):
+            for _ in ordered_map(copy, chunks, threads=spec.threads):
                 pass
     else:  # a bitmap can't be filled in place; these columns pass through memory
         values = np.zeros(spec.num_samples, numpy_dtype(physical))
-        for _ in ordered_map(copy, chunks):
+        for _ in ordered_map(copy, chunks, threads=spec.threads):
             pass
         files.write_map(path, arrow_view(values, missing=~present), name=VALUE)
 
@@ -290,7 +330,7 @@ def _copy_order(order: np.ndarray, column: SegmentColumn) -> None:
         ids = column.ids(bucket, number)
         order[start : start + len(ids)] = ids
 
-    for _ in ordered_map(copy, parts):
+    for _ in ordered_map(copy, parts, threads=column.store.files_at_once):
         pass
 
 
@@ -336,7 +376,7 @@ def _ranks(columns: Sequence[SegmentColumn], ascending: np.ndarray) -> np.ndarra
     ]
     ranks = np.zeros(len(ascending), np.int64)
     whole = np.zeros(len(ascending) + 1, np.int64)
-    for (_, bucket, number), (low, high, found) in zip(parts, ordered_map(within, parts), strict=True):
+    for (_, bucket, number), (low, high, found) in zip(parts, ordered_map(within, parts, threads=columns[0].store.files_at_once), strict=True):
         ranks[low:high] += found
         whole[high] += bucket.rows if number == 0 else 0  # values from the bucket's highest on are above all its rows
     return ranks + np.cumsum(whole[:-1])
@@ -356,7 +396,7 @@ def _merge_orders(order: np.ndarray, spec: ViewSpec) -> None:
         return frames if single else list(frames)  # one value streams, as it may fill half the dataset
 
     start = 0
-    for frames in ordered_map(merge, list(pairwise([None, *_cuts(spec), None]))):
+    for frames in ordered_map(merge, list(pairwise([None, *_cuts(spec), None])), threads=spec.threads):
         for frame in frames:
             order[start : start + frame.height] = frame[SAMPLE_ID].to_numpy()
             start += frame.height
