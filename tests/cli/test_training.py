@@ -164,6 +164,9 @@ def test_batch_follows_the_configuration_of_a_run(run, index, run_yaml):
 def test_batch_refuses_what_there_is_not(run, index, run_yaml, ds_json):
     status, _, err = run("batch", "index", "--config", "run.yaml", "--step", "16")
     assert status == 1 and "step 16 does not exist: the run has 15 steps" in err
+    for step in (1, 15):  # the first and the last one
+        status, out, _ = run("batch", "index", "--config", "run.yaml", "--step", step, "--csv")
+        assert status == 0 and len(pl.read_csv(io.StringIO(out))) == 6
     status, _, err = run("batch", "index", "--config", "ds.json", "--step", "1", "--rank", "2", "--world-size", "2")
     assert status == 1 and "--rank must lie in [0, --world-size 2)" in err
     assert run("batch", "index", "--config", "ds.json", "--step", "0")[0] == 2

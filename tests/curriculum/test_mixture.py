@@ -119,3 +119,30 @@ def test_ids_and_datasets_of_no_source_are_refused() -> None:
         sampler.locate([-1, 20])
     with pytest.raises(ConfigError, match="the dataset has 10 samples but the index 20"):
         CurriculumDataLoader(list(range(10)), sampler)
+
+
+def test_weights_may_change_after_the_step_saved_and_not_for_it() -> None:
+    """The step of the state itself was drawn with the old weights: the first step that is free is the one after it."""
+    first = {"web": 3, "code": 1}
+    sampler = MixtureSampler(INDEXES, first, micro_batch_size=4, gradient_accumulation_steps=2)
+    stream = iter(sampler)
+    for _ in range(20):
+        next(stream)  # steps 1 to 10 are whole
+    whole = sampler.state_dict()
+    next(stream)  # step 11 is half done
+    half = sampler.state_dict()
+
+    def changed(step: int) -> MixtureSampler:
+        weights = [(1, first), (step, {"code": 1})]
+        return MixtureSampler(INDEXES, weights, micro_batch_size=4, gradient_accumulation_steps=2)
+
+    for state, refused, accepted in ((whole, 10, 11), (half, 11, 12)):
+        with pytest.raises(StateMismatchError, match="weights"):
+            changed(refused).load_state_dict(state)
+        resumed = changed(accepted)
+        resumed.load_state_dict(state)
+        rest = [sample for batch in resumed for sample in batch]
+        if state is half:
+            assert rest[:4] == next(stream)
+            rest = rest[4:]
+        assert set(resumed.locate(rest[:8])[0].tolist()) == {"code"}

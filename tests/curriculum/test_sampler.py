@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -456,3 +457,52 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
         sampler.global_batch_at(0)
     with pytest.raises(ConfigError, match="no metric 'length'; it has seqlen, loss, rare"):
         CurriculumSampler(INDEX, {"length": SEQLEN["seqlen"]}, micro_batch_size=8)
+
+
+@pytest.mark.parametrize("clusters", [{}, {"seqlen": discrete([20, 64], [30])}])
+def test_every_pass_through_a_cluster_is_in_another_order(clusters: dict[str, Any]) -> None:
+    """By the order of the draws: batches of one sample are not shuffled."""
+    sampler = CurriculumSampler(INDEX, clusters, micro_batch_size=1, num_epochs=6)
+    drawn = np.concatenate(list(sampler))
+    easy = INDEX["seqlen"].values[drawn] <= (20 if clusters else 64)
+    for cluster in (drawn[easy], drawn[~easy]) if clusters else (drawn,):
+        size = len(set(cluster.tolist()))
+        passes = [tuple(cluster[at : at + size].tolist()) for at in range(0, len(cluster) - size + 1, size)]
+        assert all(sorted(each) == sorted(passes[0]) for each in passes)
+        assert len(set(passes)) == len(passes) >= 4
+
+
+def test_orders_differ_by_seed_epoch_and_cluster() -> None:
+    batches = {
+        seed: list(CurriculumSampler(INDEX, {}, micro_batch_size=8, seed=seed, num_epochs=2)) for seed in range(4)
+    }
+    halves = [tuple(map(tuple, half)) for found in batches.values() for half in (found[:125], found[125:])]
+    assert len(set(halves)) == len(halves)
+    split = CurriculumSampler(INDEX, {"seqlen": discrete([20, 64], [1])}, micro_batch_size=1, num_epochs=3)
+    drawn = np.concatenate(list(split))
+    easy = INDEX["seqlen"].values <= 20
+    ranks = [np.argsort(np.argsort(drawn[easy[drawn] == kind][:200])) for kind in (True, False)]
+    assert not np.array_equal(*ranks)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_of_a_step_share_no_sample(world: int) -> None:
+    ranks = samplers(world, index=INDEX, curriculum={}, micro_batch_size=2, gradient_accumulation_steps=2)
+    for parts in itertools.islice(zip(*ranks, strict=True), 40):
+        assert len({sample for part in parts for sample in part}) == 2 * world
+
+
+@pytest.mark.parametrize("order", ["stateless", "deepspeed"])
+def test_the_first_and_the_last_step_and_those_around_a_change(order: Any) -> None:
+    sampler = CurriculumSampler(INDEX, {"seqlen": discrete([8, 30, 64], [5, 60])}, micro_batch_size=8, order=order)
+    assert sampler.num_steps == 125
+    batches = list(sampler)
+    for step in (1, 2, 5, 6, 60, 61, 124, 125):
+        assert sampler.global_batch_at(step).tolist() == batches[step - 1]
+        assert sampler.trace(step)["sample_id"].to_pylist() == batches[step - 1]
+        level = 8 if step <= 5 else 30 if step <= 60 else 64
+        assert sampler.difficulties_at(step) == {"seqlen": level}
+        assert INDEX["seqlen"].values[batches[step - 1]].max() <= level
+    for step in (0, -1):
+        with pytest.raises(ConfigError, match="steps count from 1"):
+            sampler.global_batch_at(step)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 PER_SAMPLE, TOTAL = "single_value_per_sample", "accumulate_value_over_samples"
 _Array = npt.NDArray[Any]
+_DIALECT: Final = "deepspeed"
 _MERGED = ("sample_to_metric", "index_to_sample", "index_to_metric")
 
 
@@ -284,7 +285,10 @@ class AnalyzerFiles:
         Raises:
             ConfigError: when the two pairs do not belong together, or do not have so many samples.
         """
-        samples, values = IndexedDataset.open(index_to_sample_fname), IndexedDataset.open(index_to_metric_fname)
+        samples, values = (
+            IndexedDataset.open(index_to_sample_fname, _DIALECT),
+            IndexedDataset.open(index_to_metric_fname, _DIALECT),
+        )
         if len(samples) != len(values) or len(samples.tokens) != total_num_samples:
             raise ConfigError(
                 f"{index_to_sample_fname} has {len(samples)} rows of {len(samples.tokens)} samples; expected a row for "
@@ -345,7 +349,7 @@ def _open(metric: str | os.PathLike[str], name: str, thread: Sequence[int], part
         raise IndexNotFoundError(
             f"there is no {prefix}: worker {thread[0]} has not finished thread {thread[1]}, or has written an index"
         )
-    return IndexedDataset.open(prefix)
+    return IndexedDataset.open(prefix, _DIALECT)
 
 
 def _chunk(metric: str | os.PathLike[str], name: str, part: str, piece: int) -> Path:
@@ -371,7 +375,7 @@ def _write_ones(prefix: str | os.PathLike[str], values: _Array, dtype: Any) -> N
 
 def _merge(chunks: Sequence[Path], target: Path) -> None:
     """Write some pairs as one, with DeepSpeed's marks of where each ends and the end once more, and remove them."""
-    found = [IndexedDataset.open(chunk) for chunk in chunks]
+    found = [IndexedDataset.open(chunk, _DIALECT) for chunk in chunks]
     sizes = np.concatenate([rows.sizes for rows in found])
     ends = np.cumsum([0, *(len(rows) for rows in found)])
     tokens = [rows.tokens for rows in found]
