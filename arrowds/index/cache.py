@@ -160,7 +160,9 @@ def _removed(folder: Path) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        removed = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{_OLD}")
+        removed = (
+            folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{_OLD}")
+        )
         if removed != folder:
             folder.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from arrowds.errors import IndexCorruptError, UnknownMetricError
 from arrowds.index import manifest as manifests
 from arrowds.index.cache import HostCache

@@ -183,9 +183,13 @@ def _scanned_distribution(metric: MetricIndex) -> pl.LazyFrame:
     kind = pl.Series(pa.nulls(0, metric.spec.stored)).dtype
     empty = pl.LazyFrame(schema={VALUE: kind, COUNT: pl.Int64})
     found = [
-        _scan_parquet(item.store, names, {VALUE: item.stored_type, COUNT: pa.int64()}).select(pl.col(VALUE).cast(kind), COUNT)
+        _scan_parquet(item.store, names, {VALUE: item.stored_type, COUNT: pa.int64()}).select(
+            pl.col(VALUE).cast(kind), COUNT
+        )
         for item in metric.spec.columns
-        if (names := [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.column.buckets])
+        if (
+            names := [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.column.buckets]
+        )
     ]
     counts = pl.concat([empty, *found]).group_by(VALUE).agg(pl.col(COUNT).sum()).sort(VALUE)
     return counts.with_columns(pl.col(COUNT).cum_sum().alias(CUMULATIVE_COUNT))

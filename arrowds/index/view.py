@@ -376,7 +376,9 @@ def _ranks(columns: Sequence[SegmentColumn], ascending: np.ndarray) -> np.ndarra
     ]
     ranks = np.zeros(len(ascending), np.int64)
     whole = np.zeros(len(ascending) + 1, np.int64)
-    for (_, bucket, number), (low, high, found) in zip(parts, ordered_map(within, parts, threads=columns[0].store.files_at_once), strict=True):
+    for (_, bucket, number), (low, high, found) in zip(
+        parts, ordered_map(within, parts, threads=columns[0].store.files_at_once), strict=True
+    ):
         ranks[low:high] += found
         whole[high] += bucket.rows if number == 0 else 0  # values from the bucket's highest on are above all its rows
     return ranks + np.cumsum(whole[:-1])

@@ -10,10 +10,10 @@ import signal
 
 import pytest
 from conftest import wait_until
+from index_files import assert_same
 
 import arrowds
 from arrowds.build import shards as library
-from index_files import assert_same
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import xxhash
+from proxy import reads
 
 import arrowds
 from arrowds.errors import ConfigError, IndexCorruptError, StorageError
 from arrowds.metrics import expr
-from proxy import reads
 
 OPENING = Path(__file__).with_name("opening_process.py")
 
