@@ -18,12 +18,16 @@ class Work:
     Attributes:
         function: takes one item.
         releases_gil: whether threads of one process can do several items at a time.
-        name: what is being done, for messages.
+        name: what an item is, for messages, before what it says of itself: "samples" and "0 to 1023".
     """
 
     function: Callable[[Any], None]
     releases_gil: bool
     name: str
+
+    def label(self, item: object) -> str:
+        """Name an item in a message."""
+        return f"{self.name} {item}"
 
 
 class Engine(ABC):
