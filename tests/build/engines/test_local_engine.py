@@ -234,10 +234,12 @@ def test_workers_run_nothing_from_the_current_folder_and_import_what_lies_beside
 
 
 ENDLESS = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import arrowds
 from numbers_dataset import numbers
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it runs in the background
 
 def endless(batch):
     (Path(sys.argv[2]) / str(os.getpid())).touch()
