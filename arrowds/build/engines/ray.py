@@ -84,18 +84,22 @@ class RayEngine(Engine):
         if self._actors is not None and work.runs_metrics:
             yield from self._in_actors(work, items, function)
         else:
+            self._end_actors()  # tasks may need the processors that these hold
             yield from self._in_tasks(work, items, function)
 
     def close(self, error: BaseException | None = None) -> None:
         """End the actors, and the connection to Ray if this engine has made it."""
-        ray = _ray()
-        if ray.is_initialized():
-            for actor in self._pool:
-                ray.kill(actor)
-            if self._has_started_ray:
-                ray.shutdown()
-        self._pool = []
+        self._end_actors()
+        if self._has_started_ray:
+            _ray().shutdown()
         self._has_started_ray = False
+
+    def _end_actors(self) -> None:
+        ray = _ray()
+        while self._pool:
+            actor = self._pool.pop()
+            if ray.is_initialized():
+                ray.kill(actor)
 
     def _connected(self) -> Any:
         ray = _ray()
