@@ -38,6 +38,7 @@ class Run:
 
     store: Store
     name: str
+    values_name: str
     first_id: int
     num_rows: int
 
@@ -94,25 +95,22 @@ class Run:
         """Write the values of the ids [start, start + len(values)) into their rows, and mark them as present."""
         if self.first_id >= start + len(values) or self.first_id + self.num_rows <= start:
             return
-        for table in self.between(None, None):
-            ids = numpy_view(table.column(SAMPLE_ID).combine_chunks()).astype(np.int64) - start
-            found = numpy_view(table.column(VALUE).combine_chunks())
-            inside = (ids >= 0) & (ids < len(values))
-            if not inside.all():
-                ids, found = ids[inside], found[inside]
-            values[ids] = found
-            if present is not None:
-                present[ids] = True
+        low, high = max(start - self.first_id, 0), min(start + len(values) - self.first_id, self.num_rows)
+        found = files.open_ipc(self.store, self.values_name).get_batch(0).column(0)[low:high]
+        rows = slice(self.first_id + low - start, self.first_id + high - start)
+        missing = missing_values(found)
+        plain = numpy_view(found)
+        plain = plain.view(np.uint8) if plain.dtype == np.bool_ else plain
+        values[rows] = plain if missing is None else np.where(missing, plain.dtype.type(0), plain)
+        if present is not None:
+            present[rows] = True if missing is None else ~missing
 
 
-def write_run(
-    store: Store, name: str, values: pa.Array, *, first_id: int, num_samples: int, digest: str
-) -> None:
-    """Sort the values of one part and write them as a run.
+def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> None:
+    """Write the values of one part, in the order of its rows and as a sorted run, which is complete last.
 
     Args:
-        store: the index.
-        name: the name of the run.
+        run: where they go.
         values: a value for each row of the part; null or, in floats, NaN where there is none.
         num_samples: the rows of the segment.
         digest: what the run was made from.
