@@ -107,7 +107,7 @@ def _read_files(name: str, settings: Settings) -> npt.NDArray[Any]:
         if len(distinct.tokens) != len(rows):
             raise UnreadableFileError(
                 f"{rows.prefix} has {len(rows)} rows and {distinct.prefix} {len(distinct.tokens)} values; "
-                "they are from different runs"
+                "these files do not match"
             )
         ordered = np.repeat(distinct.tokens, rows.sizes)
     values = np.empty_like(ordered)

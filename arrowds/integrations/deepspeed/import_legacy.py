@@ -156,7 +156,7 @@ def _read_lists(prefix: Path) -> _Array:
     if len(samples) != len(distinct):
         raise UnreadableFileError(
             f"{prefix}: index_to_sample has {len(samples)} rows and index_to_metric {len(distinct)}; "
-            "they are from different runs"
+            "these files do not match"
         )
     ids = _native(samples.tokens)
     _check_ids(ids, prefix)
