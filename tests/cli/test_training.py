@@ -150,7 +150,7 @@ def test_batch_follows_the_configuration_of_a_run(run, index, run_yaml):
 
 def test_batch_refuses_what_there_is_not(run, index, run_yaml, ds_json):
     status, _, err = run("batch", "index", "--config", "run.yaml", "--step", "16")
-    assert status == 1 and "there is no step 16: the run has 15 steps" in err
+    assert status == 1 and "step 16 does not exist: the run has 15 steps" in err
     status, _, err = run("batch", "index", "--config", "ds.json", "--step", "1", "--rank", "2", "--world-size", "2")
     assert status == 1 and "rank must lie in [0, world_size=2)" in err
     assert run("batch", "index", "--config", "ds.json", "--step", "0")[0] == 2
