@@ -10,6 +10,7 @@ import pyarrow as pa
 from arrowds.sources.base import describe_columns, plain_schema
 from arrowds.sources.columnar import ColumnarSource
 from arrowds.sources.files import conform, naming_the_file
+from arrowds.sources.validation import check_array
 
 # A dataset with an indices mapping (after shuffle, select, filter) copies every batch, so batches are smaller here.
 _BATCH_ROWS = 16_384
@@ -54,9 +55,25 @@ class HuggingFaceSource(ColumnarSource):
         for low in range(start, stop, _BATCH_ROWS):
             with naming_the_file(self.description):
                 table = dataset[low : min(low + _BATCH_ROWS, stop)].select(names)
-                yield from (conform(batch, schema) for batch in table.to_batches())
+                for column in table.columns:
+                    _check_chunks(column)
+                yield from (conform(batch, schema) for batch in table.combine_chunks().to_batches())
 
     @property
     def description(self) -> str:
         """For instance "hugging face dataset, columns input_ids, text"."""
         return f"hugging face dataset, {describe_columns(self._schema)}"
+
+
+def _check_chunks(column: pa.ChunkedArray) -> None:
+    """Raise ArrowInvalid where putting the chunks together would follow wrong offsets.
+
+    That is the first and the last offset of a chunk, which a cheap check sees, but all offsets of what is nested in
+    it. An indices mapping makes a chunk of every row.
+    """
+    kind = column.type
+    if any(kind.field(number).type.num_fields for number in range(kind.num_fields)):
+        for chunk in column.chunks:
+            check_array(chunk)
+    else:
+        column.validate()

@@ -36,6 +36,7 @@ def test_indices_mapping_is_respected(ids: list[int]) -> None:
     assert isinstance(source, HuggingFaceSource)
     check_columnar(source, TABLE.take(ids), every_range=len(ids) < 5)
     assert source.fingerprint() == TableSource(TABLE.take(ids)).fingerprint()
+    assert [batch.num_rows for batch in source.read(0, len(ids))] == [len(ids)], "not a batch for each row"
 
 
 def test_saved_and_sharded_dataset_opens_by_its_folder(tmp_path: Path) -> None:

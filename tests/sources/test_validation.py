@@ -103,6 +103,9 @@ def test_hugging_face_data_that_are_damaged_are_refused(tmp_path: Path) -> None:
     flip(path, path.read_bytes().find(offsets) + 4 * 500 + 3, 6)
     with pytest.raises(UnreadableFileError, match="can't read hugging face dataset, column ids: list offsets"):
         rows(open_source(datasets.load_from_disk(tmp_path / "saved")), 0, N)
+    shuffled = datasets.load_from_disk(tmp_path / "saved").select(range(N - 1, -1, -1))
+    with pytest.raises(UnreadableFileError, match="can't read hugging face dataset"):
+        rows(open_source(shuffled), 0, N)
     with pytest.raises(UnreadableFileError, match=r"data-00000-of-00001\.arrow: list offsets"):
         rows(open_source(tmp_path / "saved"), 0, N)
 
