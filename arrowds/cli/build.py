@@ -16,6 +16,8 @@ def analyze(
     output: options.Output,
     metric: options.Metrics = None,
     expr: options.Expressions = None,
+    schema: options.Schema = None,
+    quoting: options.Quoting = "standard",
     tokenizer: options.Tokenizer = None,
     text_column: options.TextColumn = "text",
     keep_nulls: options.KeepNulls = False,
@@ -39,7 +41,7 @@ def analyze(
     storage = options.storage_options(storage_option)
     before = newest_version(output, storage)
     index = arrowds.analyze(
-        options.data(data, tokenizer, text_column),
+        options.data(data, schema, quoting, tokenizer, text_column),
         wanted,
         output,
         workers=workers,
@@ -60,6 +62,8 @@ def append(
     ] = False,
     metric: options.Metrics = None,
     expr: options.Expressions = None,
+    schema: options.Schema = None,
+    quoting: options.Quoting = "standard",
     tokenizer: options.Tokenizer = None,
     text_column: options.TextColumn = "text",
     keep_nulls: options.KeepNulls = False,
@@ -81,7 +85,7 @@ def append(
     storage = options.storage_options(storage_option)
     before = newest_version(output, storage)
     index = arrowds.append(
-        options.data(data, tokenizer, text_column),
+        options.data(data, schema, quoting, tokenizer, text_column),
         output,
         metrics=given or None,
         compare_content=compare_content,
@@ -103,6 +107,8 @@ def add_metric(
         bool,
         typer.Option("--refresh", help="Measure metrics again: vocab_rarity with the counts of all samples."),
     ] = False,
+    schema: options.Schema = None,
+    quoting: options.Quoting = "standard",
     tokenizer: options.Tokenizer = None,
     text_column: options.TextColumn = "text",
     keep_nulls: options.KeepNulls = False,
@@ -125,7 +131,7 @@ def add_metric(
     storage = options.storage_options(storage_option)
     before = newest_version(output, storage)
     index = arrowds.add_metrics(
-        options.data(data, tokenizer, text_column),
+        options.data(data, schema, quoting, tokenizer, text_column),
         wanted,
         output,
         refresh=refresh,

@@ -33,7 +33,11 @@ SPELLINGS: dict[str, str] = {
     r"rank must lie in \[0, world_size=(\d+)\)": r"--rank must lie in [0, --world-size \1)",
     r"pass log=False": "pass --no-log",
     r"got between=": "got --between ",
-    r"give num_samples": "give --num-samples",
+    r"pass num_samples": "pass --num-samples",
+    r'pass quoting="none"': "pass --quoting none",
+    r"resume with arrowds\.open_index\(.*, version=.*\), or continue .* by load_state_dict\(.*\)": (
+        "start over with --no-resume, or resume in Python with that version"
+    ),
     r"num_samples is (\d+), but": r"--num-samples is \1, but",
     r"storage_options belong to a URL": "--storage-option belongs to a URL",
     r"read it with index\.totals\[(?:'([^']*)'|\"([^\"]*)\")\]": r"read it with arrowds sql: select * from total_\1\2",

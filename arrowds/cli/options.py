@@ -24,6 +24,13 @@ Data = Annotated[
 ]
 IndexPath = Annotated[str, typer.Argument(metavar="INDEX", help="The folder or URL of an index.")]
 Output = Annotated[str, typer.Option("--output", "-o", metavar="INDEX", help="The folder or URL of the index.")]
+Schema = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN=TYPE", help="The type of a column, such as id=uint64 or ids=list<int32>. Repeatable."),
+]
+Quoting = Annotated[
+    Literal["standard", "none"], typer.Option(help="Whether double quotes enclose fields of CSV files, or are characters.")
+]
 Metrics = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,13 +71,17 @@ def storage_options(given: Sequence[str] | None) -> dict[str, str] | None:
     >>> storage_options(["aws_region=eu-central-1", "aws_secret_access_key=a=b"])
     {'aws_region': 'eu-central-1', 'aws_secret_access_key': 'a=b'}
     """
-    options = {}
+    return _pairs(given, "KEY=VALUE", "--storage-option")
+
+
+def _pairs(given: Sequence[str] | None, form: str, option: str) -> dict[str, str] | None:
+    pairs = {}
     for text in given or ():
         key, equals, value = text.partition("=")
         if not (key and equals):
-            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--storage-option")
-        options[key] = value
-    return options or None
+            raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
+        pairs[key] = value
+    return pairs or None
 
 
 def open_index(path: str, version: int | None, storage_option: Sequence[str] | None) -> Index:
@@ -80,14 +91,24 @@ def open_index(path: str, version: int | None, storage_option: Sequence[str] | N
     return index.open_index(path, version=version, storage_options=storage_options(storage_option))
 
 
-def data(given: Sequence[str], tokenizer: str | None = None, text_column: str = "text") -> Any:
-    """Return what the library takes for DATA...: paths and patterns, or the source that tokenizes their text."""
+def data(
+    given: Sequence[str],
+    schema: Sequence[str] | None = None,
+    quoting: Literal["standard", "none"] = "standard",
+    tokenizer: str | None = None,
+    text_column: str = "text",
+) -> Any:
+    """Return what the library takes for DATA...: paths and patterns, or the source that reads them as asked."""
     source: Any = given[0] if len(given) == 1 else list(given)
-    if tokenizer is None:
+    types = _pairs(schema, "COLUMN=TYPE", "--schema")
+    if types is None and quoting == "standard" and tokenizer is None:
         return source
     from arrowds import sources
 
-    return sources.TokenizedSource(sources.open_source(source), column=text_column, tokenizer=tokenizer)
+    opened = sources.open_source(source, schema=types, quoting=quoting)
+    if tokenizer is None:
+        return opened
+    return sources.TokenizedSource(opened, column=text_column, tokenizer=tokenizer)
 
 
 def metrics(metric: Sequence[str] | None, expr: Sequence[str] | None, *, keep_nulls: bool) -> list[Metric]:

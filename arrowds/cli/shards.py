@@ -22,6 +22,8 @@ def plan(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Plan to replace the index; versions before stay until a vacuum.")
     ] = False,
+    schema: options.Schema = None,
+    quoting: options.Quoting = "standard",
     tokenizer: options.Tokenizer = None,
     text_column: options.TextColumn = "text",
     keep_nulls: options.KeepNulls = False,
@@ -43,7 +45,7 @@ def plan(
         raise typer.BadParameter("choose one of --append and --overwrite", param_hint="--append")
     choose = options.metrics if append else options.needed_metrics
     planned = shards.plan_build(
-        options.data(data, tokenizer, text_column),
+        options.data(data, schema, quoting, tokenizer, text_column),
         choose(metric, expr, keep_nulls=keep_nulls) or None,
         output,
         overwrite=overwrite,

@@ -51,12 +51,14 @@ SAID_OTHERWISE = (
     "read_parquet(",
     "percentiles must be 0 <= lo <= hi",  # of a lookup that no command does
     "CREATE ",
+    ". What only yields one sample after the other",  # of Python objects
     # Names of the files that run and batch read, which are those of the Python arguments.
-    "where={} leaves no sample",
+    "where={} is true for no sample",
     "nothing to draw: ",
     "use drop_last=False, or a smaller batch",
     "schedule_type 'custom' needs a function",
-    "holds no record of a run",
+    "contains no record of a run",
+    "num_epochs={}: at least one epoch",
     "heads={}",
 )
 

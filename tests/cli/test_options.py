@@ -34,6 +34,8 @@ BUILD = [
     (f"a {S3_OPTIONS}", {"storage_options": S3}),
     ("a --expr 'n=x + 1'", {"metrics": [("seqlen", "seqlen"), ("n", "expr")]}),
     ("a --keep-nulls", {"metrics": [("seqlen", "keep")]}),
+    ("a.jsonl --schema words=large_string", {"source": ("words", "large_string")}),
+    ("a.csv --quoting none", {"source": ("x", "string")}),
     ("a.jsonl --tokenizer bytes --text-column words", {"source": "words"}),
 ]
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -115,6 +117,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("demo --train", "arrowds.training_demo.require_packages", {}),
     ("profile show f --by-rank", "arrowds.stats.profiler.summarize", {"by_rank": True}),
     ("profile show f", "arrowds.stats.profiler.summarize", {"by_rank": False}),
+    ("profile show f --tolerance 0.3", "arrowds.stats.profiler.stragglers", {"tolerance": 0.3}),
     ("profile show f --difficulties d", "arrowds.stats.profiler.read_difficulties", {"path": Path("d")}),
     (
         "profile plot f --step 3 --last 7",
@@ -153,7 +156,7 @@ ELSEWHERE = {
     "test_index_commands.py": {"info --json", "sql --csv", "sql --json", "versions --json"},
     "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot"},
     "test_shards.py": {"plan --json"},
-    "test_profile.py": {"profile show --step", "profile show --last", "profile show --tolerance", "profile show --csv",
+    "test_profile.py": {"profile show --step", "profile show --last", "profile show --csv",
                         "profile plot -o"},
     "test_aio.py": {"aio show --operation", "aio show --status", "aio show --limit", "aio show --run", "aio show --target",
                     "aio best --top", "aio sweep -o", "aio sweep --yes"},
@@ -181,6 +184,9 @@ def assert_is(name: str, value: Any, expected: Any) -> None:
     if name == "metrics" and value and hasattr(value[0], "definition"):
         assert [metric.name for metric in value] == [metric_name for metric_name, _ in expected]
         assert all(part in metric.definition() for metric, (_, part) in zip(value, expected, strict=True))
+    elif name == "source" and isinstance(expected, tuple):
+        column, kind = expected
+        assert str(value.schema.field(column).type) == kind
     elif name == "source" and hasattr(value, "to_spec"):
         assert value.to_spec()["column"] == expected
     elif name == "config":
@@ -195,6 +201,7 @@ def reach(monkeypatch, tmp_path):
     """Run a command line up to the call of a library function; give the arguments of the call."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"words": "to be"}\n')
+    (tmp_path / "a.csv").write_text('x,y\n"1",2\n')
     (tmp_path / "space.json").write_text(json.dumps({"queue_depth": [11]}))
     values = {"data": {"source": "a"}, "index": {"path": "i"}, "training": {"steps": 9}, "output": "out"}
     (tmp_path / "run.json").write_text(json.dumps(values | {"batches": {"micro_batch_size": 1}}))
@@ -290,6 +297,8 @@ def test_every_option_of_every_command_is_tested():
         "analyze a -o i --metric seqlen --workers 0",
         "analyze a -o i --metric seqlen --storage-option aws_region",
         "info i --storage-option =x",
+        "analyze a -o i --metric seqlen --schema words",
+        "analyze a -o i --metric seqlen --quoting some",
         "info i --version 0",
         "plan a -o i --append --overwrite",
         "map i",

@@ -39,6 +39,11 @@ def test_show_prints_the_last_steps_and_the_rule(folder: Path) -> None:
     assert "Rule: late = waits less in *_fetch_wait than the median rank by over 10% of the step" in result.stdout
 
 
+def test_show_prints_as_many_steps_as_asked(folder: Path) -> None:
+    rows = csv.DictReader(io.StringIO(run("show", folder, "--last", 2, "--csv").stdout))
+    assert sorted({row["step"] for row in rows}) == ["6", "7"]
+
+
 def test_show_by_rank_as_csv_joins_difficulties(folder: Path, tmp_path: Path) -> None:
     table = pl.DataFrame({"step": [2], "metric": ["seqlen"], "difficulty": [16]})
     table.write_parquet(tmp_path / "difficulties.parquet")
