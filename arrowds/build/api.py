@@ -78,10 +78,10 @@ def analyze(
     ...     index["seqlen"].sample_ids(above=1, up_to=3)
     array([2, 0], dtype=uint32)
     """
-    running = engine_named(engine, workers)
-    store = open_store(path, storage_options)
-    plan = plan_analysis(store, open_source(source), metrics, overwrite=overwrite)
-    return run(plan, store, running, resume=resume, progress=progress)
+    with engine_named(engine, workers) as running:
+        store = open_store(path, storage_options)
+        plan = plan_analysis(store, open_source(source), metrics, overwrite=overwrite)
+        return run(plan, store, running, resume=resume, progress=progress)
 
 
 def append(
@@ -128,14 +128,14 @@ def append(
     ...     index.version, index["seqlen"].values.tolist(), index["seqlen"].sample_ids(above=1).tolist()
     (2, [3, 1, 2], [2, 0])
     """
-    running = engine_named(engine, workers)
-    store = open_store(path, storage_options)
-    while True:
-        plan = plan_append(store, manifests.load(store), source, metrics, compare_content=compare_content)
-        try:
-            return run(plan, store, running, resume=resume, progress=progress)
-        except IndexChangedError as error:
-            logger.info("measuring the metrics that another run has added (%s)", error)
+    with engine_named(engine, workers) as running:
+        store = open_store(path, storage_options)
+        while True:
+            plan = plan_append(store, manifests.load(store), source, metrics, compare_content=compare_content)
+            try:
+                return run(plan, store, running, resume=resume, progress=progress)
+            except IndexChangedError as error:
+                logger.info("measuring the metrics that another run has added (%s)", error)
 
 
 def add_metrics(
@@ -182,10 +182,10 @@ def add_metrics(
     ...     index.metrics, index["double"].values.tolist()
     (['x', 'double'], [6, 2])
     """
-    running = engine_named(engine, workers)
-    store = open_store(path, storage_options)
-    plan = plan_more_metrics(store, manifests.load(store), open_source(source), metrics, refresh=refresh)
-    return run(plan, store, running, resume=resume, progress=progress)
+    with engine_named(engine, workers) as running:
+        store = open_store(path, storage_options)
+        plan = plan_more_metrics(store, manifests.load(store), open_source(source), metrics, refresh=refresh)
+        return run(plan, store, running, resume=resume, progress=progress)
 
 
 def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: bool, progress: Progress) -> Index:
@@ -197,7 +197,7 @@ def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: boo
         try:
             engine.agree(plan.facts)
             engine.once(partial(begin, store, plan.key, plan.to_json(), resume=resume, again=plan.not_reusable))
-            totals = map_all(plan, engine, progress)
+            totals = map_all(plan, engine, progress if engine.leads else False)
             columns = plan_columns(plan, totals)
             run_reduce([column for planned in columns for column in planned], engine)
             engine.once(partial(commit, plan, columns, totals))
@@ -209,8 +209,6 @@ def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: boo
             if plan.operation == "add_metrics":  # an append takes up its work again, this does not
                 discard(store, plan.key)
             raise
-        finally:
-            engine.close()
     newest = manifests.load(store)
     tidy(store, newest)
     if isinstance(store, LocalStore):
@@ -235,7 +233,7 @@ def map_all(plan: BuildPlan, engine: Engine, progress: Progress) -> dict[str, np
             required = {item.name: item for metric in metrics for item in metric.requires if item.name not in totals}
             totals |= {name: sum_of_parts(plan.task([item], {}), item, plan.parts) for name, item in required.items()}
             in_threads = plan.source.concurrent and all(metric.in_threads for metric in metrics)
-            work = Work(partial(map_part, plan.task(metrics, totals)), in_threads, "samples")
+            work = Work(partial(map_part, plan.task(metrics, totals)), in_threads, "samples", runs_metrics=True)
             # Closed at once, not when the traceback of an interrupt is dropped: no worker outlives the run.
             with closing(engine.run(work, plan.parts)) as finished:
                 for part in finished:

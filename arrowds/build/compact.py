@@ -112,11 +112,16 @@ def compact(
     ...     index.version, len(index.manifest.segments), index["seqlen"].values.tolist()
     (3, 1, [2, 1, 2, 1])
     """
-    running = engine_named(engine, workers)
-    store = open_store(path, storage_options)
+    with engine_named(engine, workers) as running:
+        _merge_segments(open_store(path, storage_options), running)
+    return open_index(path, storage_options=storage_options)
+
+
+def _merge_segments(store: Store, running: Engine) -> None:
+    """Commit a snapshot with as few segments as possible, unless the newest one is that already."""
     base = manifests.load(store)
     if len(base.segments) == 1:
-        return open_index(path, storage_options=storage_options)
+        return
     key = build_key(store, "compact", *(column.key for segment in base.segments for column in segment.columns.values()))
     running.agree({"index": key})
     running.once(partial(begin, store, key, {"operation": "compact", "replaces": base.version}, resume=True))
@@ -142,11 +147,7 @@ def compact(
 
         return publish(store, key, files, with_fewer_segments)
 
-    try:
-        running.once(commit)
-    finally:
-        running.close()
-    return open_index(path, storage_options=storage_options)
+    running.once(commit)
 
 
 def _grouped(segments: Sequence[Segment]) -> list[list[int]]:

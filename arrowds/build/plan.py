@@ -38,6 +38,10 @@ class Part:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def __str__(self) -> str:
+        """Its samples, as messages name them."""
+        return f"{self.start} to {self.stop - 1}"
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:

@@ -129,7 +129,7 @@ def map_parts(plan: BuildPlan, parts: Sequence[Part], engine: Engine, progress: 
                 waiting += [metric.name for metric in metrics]
                 continue
             in_threads = plan.source.concurrent and all(metric.in_threads for metric in metrics)
-            work = Work(partial(map_part, plan.task(metrics, totals)), in_threads, "samples")
+            work = Work(partial(map_part, plan.task(metrics, totals)), in_threads, "samples", runs_metrics=True)
             with closing(engine.run(work, parts)) as finished:
                 for part in finished:
                     done += len(part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from arrowds.build.engines.base import Engine
 from arrowds.build.engines.local import LocalEngine
+from arrowds.build.engines.ray import RayEngine
+from arrowds.build.engines.torch import TorchEngine
 from arrowds.errors import ConfigError
 
 _NAMES = ("local", "torch", "ray")
@@ -22,4 +24,10 @@ def engine_named(engine: str | Engine, workers: int | None = None) -> Engine:
         return engine
     if engine == "local":
         return LocalEngine(workers)
+    if engine == "torch":
+        if workers is not None:
+            raise ConfigError("with engine='torch' the ranks are the workers; leave workers=None")
+        return TorchEngine()
+    if engine == "ray":
+        return RayEngine(max_in_flight=workers)
     raise ConfigError(f"there is no engine {engine!r}; the engines are {', '.join(_NAMES)}")

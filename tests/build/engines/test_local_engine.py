@@ -17,6 +17,7 @@ import pytest
 from numbers_dataset import ROWS, Numbers, collate, numbers
 
 import arrowds
+from arrowds.build import api
 from arrowds.build.engines import local
 from arrowds.errors import ConfigError, MetricFailedError, SourceError, WorkerDiedError
 from arrowds.sources import TorchSource
@@ -73,11 +74,42 @@ def test_a_worker_that_ends_twice_is_reported_and_finished_parts_are_kept(tmp_pa
             end()
         return batch["x"]
 
-    message = rf"a worker {how} on samples 4400 to 4999, 2 times; if memory ran out, .*Finished parts are kept"
+    message = rf"a worker {how} on samples 4400 to 4999, 2 times; if memory ran out, .*Finished work is kept"
     with pytest.raises(WorkerDiedError, match=message):
         analyze(tmp_path / "index", deadly)
     names = [path.name for path in (tmp_path / "index").rglob("*") if path.is_file()]
-    assert sorted(names) == [*(f"part-{number:05d}.parquet" for number in range(4)), "plan.json"]
+    assert sorted(names) == [*(f"{number:05d}.arrow" for number in range(4)), "plan.json"]
+
+
+def test_a_death_is_not_held_against_the_parts_of_other_workers(tmp_path, caplog):
+    """Two parts are at work at any time, and one of them kills its worker: the other is neither lost nor blamed."""
+
+    def deadly(batch):
+        if batch["id"][0] == 0:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(0.2)
+        return batch["x"]
+
+    with pytest.raises(WorkerDiedError, match=r"killed by signal 11 \(SIGSEGV\) on samples 0 to 1099, 2 times"):
+        analyze(tmp_path / "index", deadly)
+    assert {record.args[1] for record in caplog.records if "once more" in record.msg} == {"samples 0 to 1099"}
+
+
+def test_a_worker_that_grows_is_not_taken_for_a_leak(tmp_path):
+    """A memory-mapped dataset that is read page by page makes a process grow as well; loky restarts such workers."""
+
+    def grows(batch):
+        import loky.process_executor
+
+        loky.process_executor._MEMORY_LEAK_CHECK_DELAY = 0.0
+        if batch["id"][0] % 1100 == 0:
+            kept = loky.process_executor.__dict__.setdefault("kept_by_the_test", [])
+            kept.append(np.ones(45_000_000))
+        return np.full(len(batch["x"]), os.getpid())
+
+    values = analyze(tmp_path / "index", grows)["m"].values
+    assert len(set(values.tolist())) == 2
 
 
 def test_an_error_in_a_worker_names_the_sample_and_keeps_the_traceback(tmp_path):
@@ -159,7 +191,7 @@ def test_a_script_needs_no_main_guard(tmp_path):
     """Lambdas, closures and the dataset's class live in the main module; workers must not run it again."""
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, str(path), "relative/index"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
@@ -169,11 +201,45 @@ def test_a_script_needs_no_main_guard(tmp_path):
     assert arrowds.open_index(tmp_path / "relative/index", verify=True).num_samples == 3000
 
 
+ISOLATED = """
+import os, sys
+import numpy as np
+import arrowds
+import beside_the_script
+from numbers_dataset import numbers
+
+def measured(batch):
+    assert "PYTHONSAFEPATH" not in os.environ  # programs that a metric starts see the environment of the run
+    return beside_the_script.doubled(batch["x"]) + 0 * os.getpid()
+
+metric = arrowds.metrics.function("m", measured)
+index = arrowds.analyze(numbers(), metric, sys.argv[1], workers=2, progress=False)
+print(int(index["m"].values.sum()))
+"""
+
+
+def test_workers_run_nothing_from_the_current_folder_and_import_what_lies_beside_the_script(tmp_path):
+    (scripts := tmp_path / "scripts").mkdir()
+    (scripts / "script.py").write_text(ISOLATED)
+    (scripts / "beside_the_script.py").write_text("def doubled(x):\n    return 2 * x\n")
+    (here := tmp_path / "here").mkdir()
+    for name in ("queue", "selectors", "signal", "loky", "arrowds", "numpy"):
+        (here / f"{name}.py").write_text("print('executed', __name__)\nraise SystemExit(1)\n")
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[3])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    command = [sys.executable, str(scripts / "script.py"), str(tmp_path / "index")]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    expected = sum(2 * (i * 7919 % 1000) for i in range(ROWS))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
+
+
 ENDLESS = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import arrowds
 from numbers_dataset import numbers
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it runs in the background
 
 def endless(batch):
     (Path(sys.argv[2]) / str(os.getpid())).touch()
@@ -185,11 +251,11 @@ arrowds.analyze(numbers(), arrowds.metrics.function("m", endless), sys.argv[1], 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name)
 def test_no_worker_outlives_its_run(tmp_path, how):
-    """A worker that a killed run left could overwrite the parts of the next."""
+    """A worker that a killed run left would keep on computing, for nobody."""
     path, pids = tmp_path / "script.py", tmp_path / "pids"
     path.write_text(ENDLESS.replace("sys.argv[2]", repr(str(pids))))
     pids.mkdir()
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[3])])
     command = [sys.executable, str(path), str(tmp_path / "index")]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL) as run:
         deadline = time.monotonic() + 60
@@ -202,7 +268,6 @@ def test_no_worker_outlives_its_run(tmp_path, how):
         run.send_signal(how)
         run.wait(30)
     wait_until_gone(workers)
-    assert (tmp_path / "index" / "writer.lock").exists() == (how != signal.SIGINT)
 
 
 def test_an_error_while_parts_come_in_stops_the_workers_at_once(tmp_path):
@@ -241,10 +306,8 @@ def test_small_jobs_stay_in_this_process_and_long_ones_move_to_workers(tmp_path,
 def test_threads_serve_what_works_outside_the_interpreter_lock(tmp_path, monkeypatch):
     table = pa.table({"x": [[1]] * 4000})
     threads = []
-    mapped = local.map_part
-    monkeypatch.setattr(
-        local, "map_part", lambda task, part: (threads.append(threading.get_ident()), mapped(task, part))
-    )
+    mapped = api.map_part
+    monkeypatch.setattr(api, "map_part", lambda task, part: (threads.append(threading.get_ident()), mapped(task, part)))
     arrowds.analyze(table, arrowds.metrics.seqlen("x"), tmp_path / "index", workers=3, progress=False)
     assert len(threads) == 4
     assert threading.get_ident() not in threads
