@@ -55,7 +55,7 @@ class Engine(ABC):
         return True
 
     def once(self, step: Callable[[], Result]) -> Result | None:
-        """Run a step in one of the engine's processes while the others wait; return its result there, else None.
+        """Run a step in one of the engine's processes when all have come to it; return its result there, else None.
 
         What the step raises is raised in all processes.
         """

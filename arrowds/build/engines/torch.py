@@ -27,8 +27,7 @@ from arrowds.build.engines.base import Engine, Item, Result, Work, use_device
 from arrowds.errors import ArrowdsError, ConfigError, MissingExtraError, UnsupportedError, WorkerDiedError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed import ProcessGroup, Store
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +63,7 @@ class TorchEngine(Engine):
         WorkerDiedError: when ranks do not come to the meeting point of the launcher.
     """
 
-    def __init__(
-        self, group: ProcessGroup | None = None, *, timeout_s: float = 60.0, device: str | None = None
-    ) -> None:
+    def __init__(self, group: ProcessGroup | None = None, *, timeout_s: float = 60.0, device: str | None = None) -> None:
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s must be above 0; got {timeout_s}")
         self._group = group
@@ -108,9 +105,13 @@ class TorchEngine(Engine):
 
     def once(self, step: Callable[[], Result]) -> Result | None:
         link, name = self._next_step()
+        link.add(f"{name}/here")
         if link.rank:
             self._receive(link, name)
             return None
+        for _ in self._waiting(link):  # a rank that comes later may still read what the step removes
+            if link.add(f"{name}/here", 0) == link.size:
+                break
         try:
             result = step()
         except BaseException as error:
@@ -162,9 +163,7 @@ class TorchEngine(Engine):
                 link.write(_FAILURE, json.dumps(_as_record(error, link.rank)))
             link.add("left")
             link.write(f"left/{link.rank}", "")
-            if (
-                link.rank == 0
-            ):  # it may hold the store, which the others need until they have left, or know of the error
+            if link.rank == 0:  # it may hold the store, which the others need until they have left, or know of the error
                 patience = self._timeout if error is None else 3 * link.interval
                 until = time.monotonic() + patience
                 while link.add("left", 0) < link.size and time.monotonic() < until:
@@ -305,14 +304,12 @@ class _Link:
         self._silent = self._silent + passed if beats == self._beats else 0.0
         self._beats = beats
         patience = self._timeout if beats else _ARRIVAL * self._timeout
-        if self._silent > patience and self._read(f"left/{self._neighbour}") is None:
-            what = (
-                f"given no sign of life for {patience:g} s" if beats else f"not come to this build for {patience:g} s"
-            )
-            text = (
-                f"rank {self._neighbour} of {self.size} has {what}: it was killed, hangs, or its machine is gone. Finished "
-                "work is kept: run again to resume"
-            )
+        if self._silent > patience:
+            what = f"given no sign of life for {patience:g} s" if beats else f"not come to this build for {patience:g} s"
+            reason = "it was killed, hangs, or its machine is gone"
+            if self._read(f"left/{self._neighbour}") is not None:
+                what, reason = "left this build before its end", "see what it says itself"
+            text = f"rank {self._neighbour} of {self.size} has {what}: {reason}. Finished work is kept: run again to resume"
             record = json.dumps({"type": WorkerDiedError.__name__, "text": text})
             self._store.set(f"{self._session}/{_FAILURE}", record)
             self._fail(json.loads(record))
@@ -399,12 +396,12 @@ def _from_launcher(timeout_s: float) -> tuple[Store, int, int]:
     """Meet the other ranks as the environment says, once in the life of this process."""
     global _store_of_launcher  # noqa: PLW0603  # the store has one address
     if _store_of_launcher is None:
-        from torch.distributed.rendezvous import rendezvous
+        import torch.distributed as dist
 
         rank, size, url = _address(os.environ)
         limit = timedelta(seconds=_ARRIVAL * timeout_s)
         try:
-            store, rank, size = next(iter(rendezvous(url, rank, size, timeout=limit)))
+            store, rank, size = next(iter(dist.rendezvous(url, rank, size, timeout=limit)))
         except (RuntimeError, ValueError) as error:
             raise WorkerDiedError(
                 f"rank {rank} of {size} has not met the others at {url} within {_ARRIVAL * timeout_s:g} s "

@@ -142,7 +142,7 @@ assert seen == [] or rank == 0
 assert rank or (seen[-1] == (10000, 10000) and len(seen) == 10), seen  # rank 0 tells what all have done
 import torch.distributed
 assert not torch.distributed.is_initialized()
-assert index["mod"].values.sum() and index.totals["histogram"].sum() == 5000
+assert index.num_samples == index.totals["histogram"].sum() == 5000
 more = arrowds.append(source, folder / "index", metrics=chosen, engine=engine_, progress=False)
 assert more.num_samples == 10000 and more.version == 2
 arrowds.compact(folder / "index", engine="torch")
