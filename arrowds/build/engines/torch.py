@@ -27,7 +27,8 @@ from arrowds.build.engines.base import Engine, Item, Result, Work, use_device
 from arrowds.errors import ArrowdsError, ConfigError, MissingExtraError, UnsupportedError, WorkerDiedError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store
+    from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
 
 logger = logging.getLogger(__name__)
 
@@ -396,12 +397,12 @@ def _from_launcher(timeout_s: float) -> tuple[Store, int, int]:
     """Meet the other ranks as the environment says, once in the life of this process."""
     global _store_of_launcher  # noqa: PLW0603  # the store has one address
     if _store_of_launcher is None:
-        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         rank, size, url = _address(os.environ)
         limit = timedelta(seconds=_ARRIVAL * timeout_s)
         try:
-            store, rank, size = next(iter(dist.rendezvous(url, rank, size, timeout=limit)))
+            store, rank, size = next(iter(rendezvous(url, rank, size, timeout=limit)))
         except (RuntimeError, ValueError) as error:
             raise WorkerDiedError(
                 f"rank {rank} of {size} has not met the others at {url} within {_ARRIVAL * timeout_s:g} s "
