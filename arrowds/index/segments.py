@@ -67,7 +67,9 @@ class SegmentColumn:
     def ids(self, bucket: Bucket, number: int) -> np.ndarray:
         """The ids of one file of a bucket, in order, counted from the segment's first sample (uint32)."""
         name = paths.bucket(self.metric, self.column.key, bucket.number, number)
-        return numpy_view(files.read_parquet(self.store, name, [SAMPLE_ID], bucket.files[number]).column(0).combine_chunks())
+        return numpy_view(
+            files.read_parquet(self.store, name, [SAMPLE_ID], bucket.files[number]).column(0).combine_chunks()
+        )
 
     def sorted_values(self, bucket: Bucket, number: int) -> np.ndarray:
         """The values of one file of a bucket, ascending, in the stored type (bool as uint8)."""
