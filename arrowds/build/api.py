@@ -24,7 +24,7 @@ from arrowds.index import manifest as manifests
 from arrowds.index.manifest import Manifest
 from arrowds.metrics import Metric
 from arrowds.sources import open_source
-from arrowds.store import LocalStore, Store, open_store
+from arrowds.store import LocalStore, Store, open_store, options_for
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ def analyze(
         resume: keep the finished parts of an interrupted run over the same data and metrics.
         overwrite: commit a new snapshot in place of the current one, which stays readable until it is vacuumed.
         progress: None shows a bar on a terminal and logs elsewhere; False is silent; a callable gets (done, total).
-        storage_options: for a URL, keys such as ``aws_endpoint_url``; see :func:`arrowds.store.open_store`.
+        storage_options: for URLs, those of the data as well, keys such as ``aws_endpoint_url``; see
+            :func:`arrowds.store.open_store`.
 
     Returns:
         The open index.
@@ -79,8 +80,10 @@ def analyze(
     array([2, 0], dtype=uint32)
     """
     with engine_named(engine, workers) as running:
-        store = open_store(path, storage_options)
-        plan = plan_analysis(store, open_source(source), metrics, overwrite=overwrite)
+        for_source, for_index = options_for(storage_options, source, path)
+        store = open_store(path, for_index)
+        opened = open_source(source, storage_options=for_source)
+        plan = plan_analysis(store, opened, metrics, overwrite=overwrite)
         return run(plan, store, running, resume=resume, progress=progress)
 
 
@@ -129,9 +132,13 @@ def append(
     (2, [3, 1, 2], [2, 0])
     """
     with engine_named(engine, workers) as running:
-        store = open_store(path, storage_options)
+        for_source, for_index = options_for(storage_options, source, path)
+        store = open_store(path, for_index)
         while True:
-            plan = plan_append(store, manifests.load(store), source, metrics, compare_content=compare_content)
+            base = manifests.load(store)
+            plan = plan_append(
+                store, base, source, metrics, compare_content=compare_content, storage_options=for_source
+            )
             try:
                 return run(plan, store, running, resume=resume, progress=progress)
             except IndexChangedError as error:
@@ -183,8 +190,10 @@ def add_metrics(
     (['x', 'double'], [6, 2])
     """
     with engine_named(engine, workers) as running:
-        store = open_store(path, storage_options)
-        plan = plan_more_metrics(store, manifests.load(store), open_source(source), metrics, refresh=refresh)
+        for_source, for_index = options_for(storage_options, source, path)
+        store = open_store(path, for_index)
+        opened = open_source(source, storage_options=for_source)
+        plan = plan_more_metrics(store, manifests.load(store), opened, metrics, refresh=refresh)
         return run(plan, store, running, resume=resume, progress=progress)
 
 

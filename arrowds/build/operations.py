@@ -60,6 +60,7 @@ def plan_append(
     metrics: Metric | Iterable[Metric] | None,
     *,
     compare_content: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> BuildPlan | Manifest:
     """Plan to add the rows of a source that an index does not have; or return its snapshot where it has all.
 
@@ -68,7 +69,7 @@ def plan_append(
         SourceError: when a file that the index has was changed or is missing.
     """
     known = [file for segment in base.segments for file in segment.data]
-    opened = open_new_files(source, known, compare_content=compare_content)
+    opened = open_new_files(source, known, compare_content=compare_content, storage_options=storage_options)
     if opened is None:
         return base
     wanted = checked_metrics(opened, metrics_of(base, metrics))

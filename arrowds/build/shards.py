@@ -31,7 +31,7 @@ from arrowds.metrics import Metric, from_spec
 from arrowds.sources import open_source
 from arrowds.sources.base import Source
 from arrowds.sources.opening import source_from_spec
-from arrowds.store import Store, open_store
+from arrowds.store import Store, is_url, open_store, options_for
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +64,17 @@ def plan_build(
         ConfigError: when neither metrics nor ``append`` are given.
         ArrowdsError: as :func:`arrowds.analyze` and :func:`arrowds.append`.
     """
-    store = open_store(path, storage_options)
+    for_source, for_index = options_for(storage_options, source, path)
+    store = open_store(path, for_index)
     plan: BuildPlan | Manifest
     if append:
-        plan = plan_append(store, manifests.load(store), source, metrics)
+        plan = plan_append(store, manifests.load(store), source, metrics, storage_options=for_source)
     elif metrics is None:
         raise ConfigError("name at least one metric, or append to an index that has some")
     else:
-        plan = plan_analysis(store, open_source(source), metrics, overwrite=overwrite)
+        plan = plan_analysis(store, open_source(source, storage_options=for_source), metrics, overwrite=overwrite)
     if isinstance(plan, Manifest):
-        return open_index(path, storage_options=storage_options)
+        return open_index(path, storage_options=for_index)
     begin(store, plan.key, plan.to_json(), resume=True, again=plan.not_reusable)
     return plan
 
@@ -113,7 +114,7 @@ def map_shard(
     """
     if not 1 <= shard <= of:
         raise ConfigError(f"a shard is 1/{of} to {of}/{of}; got {shard}/{of}")
-    plan = _planned(open_store(path, storage_options), source, metrics)
+    plan = _planned(_opened(path, storage_options), source, metrics, storage_options)
     return map_parts(plan, plan.parts[shard - 1 :: of], LocalEngine(workers), progress)
 
 
@@ -178,10 +179,10 @@ def reduce_build(
     """
     if not 1 <= shard <= of:
         raise ConfigError(f"a shard is 1/{of} to {of}/{of}; got {shard}/{of}")
-    store = open_store(path, storage_options)
+    store = _opened(path, storage_options)
     if not _plans(store) and manifests.numbers(store):
-        return open_index(path, storage_options=storage_options)  # another shard has committed
-    plan = _planned(store, source, metrics)
+        return Index(store, manifests.load(store))  # another shard has committed
+    plan = _planned(store, source, metrics, storage_options)
     return reduce_share(plan, shard, of, LocalEngine(workers))
 
 
@@ -227,7 +228,14 @@ def _plans(store: Store) -> list[str]:
     return sorted(name.split("/")[1] for name in names if name.endswith("/plan.json"))
 
 
-def _planned(store: Store, source: Any, metrics: Metric | Iterable[Metric] | None) -> BuildPlan:
+def _opened(path: str | PathLike[str], storage_options: Mapping[str, Any] | None) -> Store:
+    """The store of an index whose data may be at a URL where the index is not."""
+    return open_store(path, storage_options if is_url(path) else None)
+
+
+def _planned(
+    store: Store, source: Any, metrics: Metric | Iterable[Metric] | None, storage_options: Mapping[str, Any] | None
+) -> BuildPlan:
     """Open the one unfinished build of an index again, from its plan and what the caller gives."""
     contents = {key: _read_plan(store, key) for key in _plans(store)}
     found = {key: content for key, content in contents.items() if content.get("operation") in ("analyze", "append")}
@@ -239,7 +247,10 @@ def _planned(store: Store, source: Any, metrics: Metric | Iterable[Metric] | Non
         )
         raise IndexNotFoundError(f"{store.url} has {len(found)} planned builds; expected one: {hint}")
     content = next(iter(found.values()))
-    opened = _source_of(store, content) if source is None else open_source(source)
+    if source is None:
+        opened = _source_of(store, content, storage_options)
+    else:
+        opened = open_source(source, storage_options=options_for(storage_options, source, store.url)[0])
     wanted = _metrics_of(store, content) if metrics is None else metrics
     plan: BuildPlan | Manifest
     if content["operation"] == "append":
@@ -265,10 +276,10 @@ def _read_plan(store: Store, key: str) -> dict[str, Any]:
     return content if isinstance(content, dict) and isinstance(content.get("facts"), dict) else {}
 
 
-def _source_of(store: Store, content: Mapping[str, Any]) -> Source:
+def _source_of(store: Store, content: Mapping[str, Any], options: Mapping[str, Any] | None) -> Source:
     if content.get("source") is None:
         raise ConfigError(f"the data of the plan in {store.url} can't be opened from its description; pass source=...")
-    return source_from_spec(content["source"])
+    return source_from_spec(content["source"], storage_options=options)
 
 
 def _metrics_of(store: Store, content: Mapping[str, Any]) -> list[Metric]:

@@ -29,7 +29,8 @@ Schema = Annotated[
     typer.Option(metavar="COLUMN=TYPE", help="The type of a column, such as id=uint64 or ids=list<int32>. Repeatable."),
 ]
 Quoting = Annotated[
-    Literal["standard", "none"], typer.Option(help="Whether double quotes enclose fields of CSV files, or are characters.")
+    Literal["standard", "none"],
+    typer.Option(help="Whether double quotes enclose fields of CSV files, or are characters."),
 ]
 Metrics = Annotated[
     list[str] | None,

@@ -1,7 +1,7 @@
-"""The memory maps that a host keeps of indexes elsewhere: one folder, up to a size, the least recently used leave first.
+"""The memory maps that a host keeps of indexes elsewhere: one folder of limited size; the least recently used leave.
 
-Processes that use a view hold a shared lock on its folder, and whoever makes one holds an exclusive lock on its draft,
-so that neither is removed. The locks end with the processes, however they end.
+Processes that use a view hold a shared lock on its folder, so that it is not removed. The locks end with the processes,
+however they end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 CACHE_DIR = "ARROWDS_CACHE_DIR"
 CACHE_LIMIT = "ARROWDS_CACHE_LIMIT"
 
-_OLD = ".old"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", re.IGNORECASE)
 
@@ -66,6 +65,11 @@ class HostCache:
         """The folder of the views of one index."""
         return self.root / xxhash.xxh3_64_hexdigest(url.encode())
 
+    @property
+    def folders(self) -> Iterator[Path]:
+        """The folders of the views of all indexes."""
+        return self.root.glob("*/")
+
     def make_room(self, nbytes: int, wanted_for: str) -> None:
         """Remove views that nobody uses, the least recently used first, until there is room for another.
 
@@ -75,7 +79,6 @@ class HostCache:
         """
         limit = self.limit
         with one_at_a_time(self.root / ".lock"):
-            self._remove_leftovers()
             views = sorted(self._views(), key=lambda view: view.last_used)
             total = sum(view.nbytes for view in views)
             for view in views:
@@ -109,12 +112,6 @@ class HostCache:
                 last_used = max((file.st_mtime for file in files), default=0.0)
                 yield _Kept(folder, sum(file.st_size for file in files), last_used)
 
-    def _remove_leftovers(self) -> None:
-        """Remove what killed processes have left: drafts that nobody makes, and what was being removed."""
-        for pattern in (f".*{TEMPORARY}", f".*{_OLD}"):
-            for folder in self.root.glob(f"*/{paths.VIEWS}/{pattern}"):
-                _removed(folder)
-
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -140,18 +137,6 @@ def held(folder: Path) -> int | None:
     return None
 
 
-@contextmanager
-def being_made(folder: Path) -> Iterator[None]:
-    """Keep a draft from being removed while the block fills it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _removed(folder: Path) -> bool:
     """Remove a folder unless a process holds it; tell whether it is gone."""
     try:
@@ -160,11 +145,8 @@ def _removed(folder: Path) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        removed = (
-            folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{_OLD}")
-        )
-        if removed != folder:
-            folder.rename(removed)
+        removed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{TEMPORARY}")
+        folder.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
         return True
     except OSError:  # it is in use, or the file system has no locks

@@ -44,8 +44,8 @@ def open_index(
         verify: read every file and compare its digest with the manifest. Without it, only the sizes are compared; those
             of an index in an object store when a file is read.
         cache_dir: where this host keeps the memory maps of an index in an object store, or on a disk that can't be
-            written; by default ``ARROWDS_CACHE_DIR``, else ``arrowds`` in the user's cache folder. They take half of the
-            disk at the most, or ``ARROWDS_CACHE_LIMIT`` (such as "200GB"); the least recently used leave first.
+            written; by default ``ARROWDS_CACHE_DIR``, else ``arrowds`` in the user's cache folder. They take at most
+            half of the disk, or ``ARROWDS_CACHE_LIMIT`` (such as "200GB"); the least recently used leave first.
         storage_options: for a URL, keys such as ``aws_endpoint_url``; see :func:`arrowds.store.open_store`.
 
     Raises:

@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 
 from arrowds.arrays import arrow_view
-from arrowds.errors import ConfigError, IndexCorruptError, MissingExtraError
+from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.index import paths
-from arrowds.index.manifest import Manifest, load_unless_vacuumed
+from arrowds.index.manifest import Manifest, load
 from arrowds.index.metric import MetricIndex
 from arrowds.schema import COUNT, CUMULATIVE_COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
 from arrowds.store import ObjectStore, Store
@@ -120,8 +120,8 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
 
     The view has ``sample_id`` and one column per metric, of the type that it declares, NULL where a value was kept as
     null or NaN. DuckDB reads the metric columns from the memory maps; only the ids are made (4 bytes for each sample, 8
-    above 2^32). Those of an index in an object store it gets from :func:`scan`, as far as a query needs them, until this
-    host has maps of all metrics. Each metric also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view
+    above 2^32). While this host has no maps of an index in an object store, a query gets what it needs from
+    :func:`scan`. Each metric also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view
     ``total_NAME`` (value: the flattened array, in order).
 
     Raises:
@@ -182,16 +182,13 @@ def _scanned_distribution(metric: MetricIndex) -> pl.LazyFrame:
     """What ``distribution_NAME`` is, from the files of all segments where they are."""
     kind = pl.Series(pa.nulls(0, metric.spec.stored)).dtype
     empty = pl.LazyFrame(schema={VALUE: kind, COUNT: pl.Int64})
-    found = [
-        _scan_parquet(item.store, names, {VALUE: item.stored_type, COUNT: pa.int64()}).select(
-            pl.col(VALUE).cast(kind), COUNT
-        )
-        for item in metric.spec.columns
-        if (
-            names := [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.column.buckets]
-        )
-    ]
-    counts = pl.concat([empty, *found]).group_by(VALUE).agg(pl.col(COUNT).sum()).sort(VALUE)
+    found = [empty]
+    for item in metric.spec.columns:
+        names = [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.column.buckets]
+        if names:
+            frame = _scan_parquet(item.store, names, {VALUE: item.stored_type, COUNT: pa.int64()})
+            found.append(frame.select(pl.col(VALUE).cast(kind), COUNT))
+    counts = pl.concat(found).group_by(VALUE).agg(pl.col(COUNT).sum()).sort(VALUE)
     return counts.with_columns(pl.col(COUNT).cum_sum().alias(CUMULATIVE_COUNT))
 
 
@@ -212,7 +209,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
 
     Raises:
         ConfigError: with DuckDB's message, when it refuses the query or the query returns no table.
-        IndexCorruptError: when the version was vacuumed after it was opened.
+        VersionNotFoundError: when the version was vacuumed after it was opened.
         MissingExtraError: when DuckDB is not installed.
 
     >>> import arrowds, tempfile
@@ -239,10 +236,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
             f"the query sees the index and the files of its data only; pass allow_files=True to lift that ({error})"
         ) from error
     except duckdb.Error as error:
-        if load_unless_vacuumed(index.store, index.manifest.version) is None:
-            raise IndexCorruptError(
-                f"version {index.manifest.version} of {index.store.url} was vacuumed; open the index again"
-            ) from error
+        load(index.store, index.manifest.version)  # says so where this version was vacuumed since it was opened
         raise ConfigError(f"DuckDB refused the query: {error}") from error
     finally:
         connection.close()

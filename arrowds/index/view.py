@@ -27,7 +27,7 @@ import xxhash
 from arrowds.arrays import arrow_view, numpy_view
 from arrowds.errors import IndexCorruptError, StorageError
 from arrowds.index import files, paths
-from arrowds.index.cache import HostCache, being_made, held
+from arrowds.index.cache import HostCache, held
 from arrowds.index.manifest import Bucket, Manifest
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, is_single_value, merged
 from arrowds.index.segments import SegmentColumn
@@ -216,6 +216,8 @@ def _made(root: Path, spec: ViewSpec, cache: HostCache | None) -> View:
         with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
             if find_view(root, spec) is None:
                 if cache is not None:
+                    for other in cache.folders:
+                        remove_dead_drafts(other)
                     cache.make_room(spec.nbytes, f"metric {spec.metric!r}")
                 _make(folder, spec, _largest_part(root, spec))
     except OSError as error:
@@ -256,17 +258,16 @@ def _make(folder: Path, spec: ViewSpec, base: View | None) -> None:
     damaged = draft.with_suffix(".old")
     try:
         draft.mkdir()
-        with being_made(draft):
-            _write_values(draft / _VALUES, spec, base)
-            _write_order(draft / _ORDER, spec, base)
-            summary = {name: asdict(record(draft / name)) for name in (_VALUES, _ORDER)}
-            (draft / _SUMMARY).write_text(json.dumps(summary))
-            for name in (_VALUES, _ORDER, _SUMMARY):
-                sync_path(draft / name)
-            with suppress(FileNotFoundError):
-                folder.rename(damaged)
-            with suppress(OSError):  # another process was faster, on a file system without locks
-                draft.rename(folder)
+        _write_values(draft / _VALUES, spec, base)
+        _write_order(draft / _ORDER, spec, base)
+        summary = {name: asdict(record(draft / name)) for name in (_VALUES, _ORDER)}
+        (draft / _SUMMARY).write_text(json.dumps(summary))
+        for name in (_VALUES, _ORDER, _SUMMARY):
+            sync_path(draft / name)
+        with suppress(FileNotFoundError):
+            folder.rename(damaged)
+        with suppress(OSError):  # another process was faster, on a file system without locks
+            draft.rename(folder)
         sync_path(folder.parent)
     finally:
         for left in (draft, damaged):

@@ -1,4 +1,4 @@
-"""Arrow IPC files, also known as Feather, in the file and the stream format, memory-mapped."""
+"""Arrow IPC files, also known as Feather, in the file and the stream format; memory-mapped where they are local."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from arrowds.errors import UnreadableFileError
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
 from arrowds.sources.files import DataFile, ReadOptions, slice_rows
+from arrowds.sources.objects import ObjectFile, ObjectPath
 from arrowds.sources.records import FileStamp
 
 _FILE_MAGIC = b"ARROW1"
@@ -32,7 +33,7 @@ class IpcFile(DataFile):
     def _open(cls, stamp: FileStamp, options: ReadOptions) -> IpcFile:
         """Read the lengths of all record batches."""
         stream = _is_stream(stamp.path)
-        with pa.memory_map(str(stamp.path)) as source:
+        with _opened(stamp.path) as source:
             reader = _reader(source, stream, [])
             fields = [] if (mapped := _is_uncompressed(source, stream)) else _cheapest_field(reader.schema)
             rows = [batch.num_rows for batch in _record_batches(_reader(source, stream, fields), 0)]
@@ -47,7 +48,7 @@ class IpcFile(DataFile):
     def batches(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The rows from the record batches they lie in; a stream is walked from its beginning."""
         first = 0 if self.stream else int(np.searchsorted(self.cuts, start, side="right")) - 1
-        with pa.memory_map(str(self.path)) as source:
+        with _opened(self.path) as source:
             names = _reader(source, self.stream, []).schema.names
             # Selecting fields makes pyarrow copy what it could map, so it is for compressed files alone.
             fields = [] if self.splittable else [names.index(name) for name in columns]
@@ -55,7 +56,12 @@ class IpcFile(DataFile):
             yield from slice_rows(decoded, int(self.cuts[first]), start, stop, MAX_BATCH_ROWS)
 
 
-def _is_stream(path: Path) -> bool:
+def _opened(path: Path | ObjectPath) -> pa.NativeFile:
+    """Map a file into memory, or open an object, which is read by ranges."""
+    return pa.memory_map(str(path)) if isinstance(path, Path) else pa.PythonFile(ObjectFile(path), mode="r")
+
+
+def _is_stream(path: Path | ObjectPath) -> bool:
     """Tell the two formats apart by the first bytes; refuse what is neither."""
     with path.open("rb") as file:
         head = file.read(len(_FILE_MAGIC))
@@ -75,7 +81,7 @@ def _is_stream(path: Path) -> bool:
     return True
 
 
-def _reader(source: pa.MemoryMappedFile, stream: bool, fields: list[int]) -> Any:
+def _reader(source: pa.NativeFile, stream: bool, fields: list[int]) -> Any:
     """A reader of all fields, or of those with these numbers."""
     source.seek(0)
     options = pa.ipc.IpcReadOptions(included_fields=fields)
@@ -95,8 +101,10 @@ def _consistent(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
-def _is_uncompressed(source: pa.MemoryMappedFile, stream: bool) -> bool:
-    """Whether the first record batch is a view of the map."""
+def _is_uncompressed(source: pa.NativeFile, stream: bool) -> bool:
+    """Whether the first record batch is a view of the map; not so where there is no map."""
+    if not isinstance(source, pa.MemoryMappedFile):
+        return False
     batch = next(_record_batches(_reader(source, stream, []), 0), None)
     if batch is None:
         return True

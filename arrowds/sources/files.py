@@ -20,6 +20,7 @@ from arrowds.errors import ArrowdsError, MissingColumnError, SourceError, Unread
 from arrowds.sources import fingerprint
 from arrowds.sources.base import Source, describe_columns, schema_from_text, schema_to_text
 from arrowds.sources.boundaries import merge_cuts
+from arrowds.sources.objects import ObjectPath
 from arrowds.sources.records import FileStamp, SourceFile, digests, new_files, recorded_stamp
 from arrowds.sources.schemas import common_type
 from arrowds.sources.validation import check_array
@@ -63,13 +64,13 @@ class DataFile(ABC):
             raise UnreadableFileError(f"{self.path} is damaged: it says that it has a negative number of rows")
 
     @classmethod
-    def open(cls, path: Path, options: ReadOptions | None = None) -> Self:
+    def open(cls, path: Path | ObjectPath, options: ReadOptions | None = None) -> Self:
         """Find out what reading needs to know; raises UnreadableFileError that names the file."""
         stamp = FileStamp.of(path)
         with naming_the_file(path):
             file = cls._open(stamp, options or ReadOptions())
         stamp.check()
-        return file
+        return replace(file, digest="") if isinstance(path, ObjectPath) else file  # that of an object is its ETag
 
     @classmethod
     @abstractmethod
@@ -77,7 +78,7 @@ class DataFile(ABC):
         """Open the file, which may raise what pyarrow and the system raise."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | ObjectPath:
         """Where the file is."""
         return self.stamp.path
 
@@ -257,11 +258,13 @@ class FileSource(Source):
         }
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any], file_class: type[DataFile]) -> FileSource:
+    def from_spec(
+        cls, spec: Mapping[str, Any], file_class: type[DataFile], storage_options: Mapping[str, Any] | None = None
+    ) -> FileSource:
         """The source of a description by `to_spec`; raises UnreadableFileError for a file that differs."""
         schema = schema_from_text(spec["schema"])
         records = [SourceFile.from_json(file["record"]) for file in spec["files"]]
-        stamps = map(recorded_stamp, records)
+        stamps = [recorded_stamp(record, storage_options) for record in records]
         both = zip(spec["files"], stamps, strict=True)
         self = cls([file_class.from_spec(file["layout"], stamp, schema) for file, stamp in both], schema)
         self._digests = [record.digest for record in records]
@@ -303,7 +306,7 @@ def counted(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
 
 
 @contextmanager
-def naming_the_file(path: Path | str) -> Iterator[None]:
+def naming_the_file(path: Path | ObjectPath | str) -> Iterator[None]:
     """Turn what pyarrow or the system raises about a file into an UnreadableFileError that names it."""
     try:
         yield

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from arrowds.errors import SourceError, UnreadableFileError, UnsupportedError
 from arrowds.indexed_dataset import is_indexed_dataset
 from arrowds.sources.arrow_ipc import IpcFile
 from arrowds.sources.files import DataFile
+from arrowds.sources.objects import ObjectPath, objects_of
 from arrowds.sources.parquet import ParquetFile
 from arrowds.sources.text import CsvFile, JsonLinesFile, TextFile
 from arrowds.sources.text_rows import COMPRESSIONS
+from arrowds.store import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,10 @@ FORMATS: dict[str, type[DataFile]] = {
 """The formats by the endings of their files' names."""
 
 _PAIR = (".bin", ".idx")
+_OBJECT_ENDINGS = (
+    *FORMATS,
+    *(f"{ending}{packed}" for ending, kind in FORMATS.items() if issubclass(kind, TextFile) for packed in COMPRESSIONS),
+)
 # Endings of data that can't be read; a folder that holds such a file is not read without it.
 _FOREIGN = (
     *(*COMPRESSIONS, ".xz", ".lz4", ".zip", ".7z", ".br", ".snappy", ".tar", ".tgz"),
@@ -44,25 +50,29 @@ _INDEX_MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:\s*"arrowds-index"')
 _MOST_NAMES = 5
 
 
-def listed(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files that the paths, folders and patterns stand for, in order.
+def listed(
+    patterns: Sequence[str | os.PathLike[str]], storage_options: Mapping[str, Any] | None = None
+) -> list[Path | ObjectPath]:
+    """The files and objects that the paths, URLs, folders and patterns stand for, in order.
 
-    Raises UnreadableFileError where one stands for none, UnsupportedError for a URL, and SourceError for a folder that
-    can't be read as a whole, such as one of several splits, formats or versions of its rows.
+    Raises UnreadableFileError where one stands for none, UnsupportedError for a URL of no object store, and SourceError
+    for a folder that can't be read as a whole, such as one of several splits, formats or versions of its rows.
     """
-    return [path for pattern in patterns for path in _expanded(os.fspath(pattern))]
+    return [path for pattern in patterns for path in _expanded(os.fspath(pattern), storage_options)]
 
 
-def is_pair(path: Path) -> bool:
+def is_pair(path: Path | ObjectPath) -> bool:
     """Whether a path names a `.bin`/`.idx` pair: one of the files, or the prefix of both.
 
     >>> is_pair(Path("tokens.idx"))
     True
     """
+    if isinstance(path, ObjectPath):
+        return False
     return path.suffix in _PAIR or (format_of(path) is None and is_indexed_dataset(path))
 
 
-def format_of(path: Path) -> type[DataFile] | None:
+def format_of(path: Path | ObjectPath) -> type[DataFile] | None:
     """The format by a file's name, or None where its ending is unknown.
 
     >>> format_of(Path("a.jsonl.gz")).format, format_of(Path("a.md"))
@@ -73,11 +83,13 @@ def format_of(path: Path) -> type[DataFile] | None:
     return found if found is None or not compressed or issubclass(found, TextFile) else None
 
 
-def known_format(path: Path) -> type[DataFile]:
+def known_format(path: Path | ObjectPath) -> type[DataFile]:
     """The format by a file's name; raises SourceError, or UnsupportedError for compressed files that can't be read."""
     found = format_of(path)
     if found is not None:
         return found
+    if path.suffix in _PAIR:
+        raise UnsupportedError(f"can't read {path}: .bin/.idx pairs are memory-mapped; copy both files to a disk first")
     if path.suffix.lower() in _FOREIGN:
         endings = ", ".join(COMPRESSIONS)
         raise UnsupportedError(
@@ -90,9 +102,13 @@ def known_format(path: Path) -> type[DataFile]:
     )
 
 
-def _expanded(pattern: str) -> list[Path]:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", pattern):
-        raise UnsupportedError(f"can't read {pattern}: only local files for now; copy the data here first")
+def _expanded(pattern: str, storage_options: Mapping[str, Any] | None) -> Sequence[Path | ObjectPath]:
+    if is_url(pattern):
+        if re.match(r"(s3a?|gs|az|azure|abfss?):", pattern) is None:
+            raise UnsupportedError(
+                f"can't read {pattern}: expected a path, or s3://, gs:// or az://; copy the data first"
+            )
+        return objects_of(pattern, storage_options, _OBJECT_ENDINGS)
     path = Path(pattern).expanduser()
     if is_pair(path):
         return [path]

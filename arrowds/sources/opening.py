@@ -12,17 +12,21 @@ import pyarrow as pa
 
 from arrowds.errors import ArrowdsError, ConfigError, SourceError
 from arrowds.indexed_dataset import strip_suffix
+from arrowds.parallel import ordered_map
 from arrowds.sources.base import Source
 from arrowds.sources.files import FileSource, Quoting, ReadOptions
 from arrowds.sources.huggingface import HuggingFaceSource
 from arrowds.sources.listing import FORMATS, format_of, is_pair, known_format, listed
 from arrowds.sources.megatron import MegatronSource, pair_of
+from arrowds.sources.objects import ObjectPath
 from arrowds.sources.records import SourceFile, new_files
 from arrowds.sources.schemas import SchemaLike, schema_difference, schema_of
 from arrowds.sources.tables import TableSource, open_dataset, open_polars
 from arrowds.sources.text import CsvFile
 from arrowds.sources.tokenized import TokenizedSource
 from arrowds.sources.torch import TorchSource
+from arrowds.store import is_url
+from arrowds.store.objects import REQUESTS_AT_ONCE
 
 # Said of generators, streams and torch's IterableDataset.
 _HOW_TO_STORE = (
@@ -37,10 +41,16 @@ _ACCEPTED = (
 )
 
 
-def open_source(data: Any, *, schema: SchemaLike | None = None, quoting: Quoting = "standard") -> Source:
+def open_source(
+    data: Any,
+    *,
+    schema: SchemaLike | None = None,
+    quoting: Quoting = "standard",
+    storage_options: Mapping[str, Any] | None = None,
+) -> Source:
     """The source for whatever holds the data.
 
-    Accepts a Source (returned as it is); a path, a glob pattern, a folder or a list of these, of files of one format
+    Accepts a Source (returned as it is); a path, URL, glob pattern, folder or a list of these, of files of one format
     (Parquet, Arrow IPC, JSON Lines, CSV; those of a pattern and a folder sorted by name, without those of an index
     that lies there); the prefix of a `.bin`/`.idx` pair; a `pyarrow.Table`, `RecordBatch` or `Dataset`; a Polars
     `DataFrame` or `LazyFrame` (collected at once); a `datasets.Dataset`; and any object with `__len__` and
@@ -52,10 +62,12 @@ def open_source(data: Any, *, schema: SchemaLike | None = None, quoting: Quoting
             `{"id": "uint64", "tokens": "list<int32>"}`. Text files are read with them instead of inferred types,
             Parquet and Arrow files where nothing is lost; other data must have them.
         quoting: "none" reads double quotes in CSV files as characters like any other.
+        storage_options: For URLs, keys such as `aws_endpoint_url`; see `arrowds.store.open_store`.
 
     Raises SourceError for anything else and for files that don't fit together, UnreadableFileError for a file that is
-    missing or damaged, UnsupportedError for a URL, ConfigError for an unknown type or quoting. Data without rows gives
-    a source of length 0.
+    missing or damaged, UnsupportedError for a URL of no object store, StorageError where a store can't be reached,
+    ConfigError for an unknown type or quoting, or for `storage_options` without a URL. Data without rows gives a source
+    of length 0.
 
     Example:
         >>> open_source([1, 2, 3]).description
@@ -65,7 +77,11 @@ def open_source(data: Any, *, schema: SchemaLike | None = None, quoting: Quoting
         raise ConfigError(f"unknown quoting {quoting!r}; expected one of {', '.join(get_args(Quoting))}")
     types = schema_of(schema)
     if (patterns := _patterns(data)) is not None:
-        return _open_files(listed(patterns), ReadOptions(schema=types, quoting=quoting))
+        if storage_options and not any(map(is_url, patterns)):
+            raise ConfigError("storage_options belong to URLs, but the data are local files")
+        return _open_files(listed(patterns, storage_options), ReadOptions(schema=types, quoting=quoting))
+    if storage_options:
+        raise ConfigError(f"storage_options belong to URLs, not to a {type(data).__name__}")
     if quoting != "standard":
         raise ConfigError(f"quoting is an option of CSV files, not of a {type(data).__name__}")
     return _checked(_open_object(data), types)
@@ -96,6 +112,7 @@ def open_new_files(
     compare_content: bool = False,
     schema: SchemaLike | None = None,
     quoting: Quoting = "standard",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Source | None:
     """The source of what is new in `data`; None where nothing is.
 
@@ -109,6 +126,7 @@ def open_new_files(
         compare_content: Whether to compare the content of files that seem unchanged, and of files at other paths.
         schema: Columns that the new files must have, of these types, as for `open_source`.
         quoting: As for `open_source`.
+        storage_options: As for `open_source`.
 
     Raises SourceError where a known file has other content now; where a known file is missing, if any of the known
     ones is among `data`; and where a new file is of another format, or doesn't fit `schema`. Raises as `open_source`.
@@ -126,7 +144,11 @@ def open_new_files(
     if (patterns := _patterns(data)) is None:
         return open_source(data, schema=schema, quoting=quoting).without(known, compare_content=compare_content)
     # A pair is known or new by both of its files.
-    paths = [file for path in listed(patterns) for file in (pair_of(path) if is_pair(path) else [path])]
+    paths = [
+        file
+        for path in listed(patterns, storage_options)
+        for file in (pair_of(path) if isinstance(path, Path) and is_pair(path) else [path])
+    ]
     new = new_files(list(dict.fromkeys(paths)), known, compare_content=compare_content)
     if not new:
         return None
@@ -141,11 +163,11 @@ def _checked(source: Source, schema: pa.Schema) -> Source:
     return source
 
 
-def source_from_spec(spec: Mapping[str, Any]) -> Source:
+def source_from_spec(spec: Mapping[str, Any], *, storage_options: Mapping[str, Any] | None = None) -> Source:
     """The source that `Source.to_spec` described: the same files, read in the same way, without digesting them again.
 
     Raises UnreadableFileError for a file that is missing or has other content than described (recognised by size and
-    modification time), SourceError for what is no such description.
+    modification time, or ETag), SourceError for what is no such description.
 
     Example:
         >>> import json, tempfile, pathlib
@@ -158,11 +180,14 @@ def source_from_spec(spec: Mapping[str, Any]) -> Source:
     try:
         match spec["kind"]:
             case "files":
-                return FileSource.from_spec(spec, {file.format: file for file in FORMATS.values()}[spec["format"]])
+                file_class = {file.format: file for file in FORMATS.values()}[spec["format"]]
+                return FileSource.from_spec(spec, file_class, storage_options)
             case "indexed dataset":
                 return MegatronSource.from_spec(spec)
             case "tokenized":
-                return TokenizedSource.from_spec(spec, source_from_spec(spec["source"]))
+                return TokenizedSource.from_spec(
+                    spec, source_from_spec(spec["source"], storage_options=storage_options)
+                )
             case kind:
                 raise SourceError(f"can't open a source of the kind {kind!r}; was it described by a newer version?")
     except ArrowdsError:
@@ -207,9 +232,9 @@ def _patterns(data: Any) -> list[str | os.PathLike[str]] | None:
     return None
 
 
-def _open_files(paths: list[Path], options: ReadOptions, known: Sequence[SourceFile] = ()) -> Source:
+def _open_files(paths: Sequence[Path | ObjectPath], options: ReadOptions, known: Sequence[SourceFile] = ()) -> Source:
     """Files of one format, that of `known`, or one `.bin`/`.idx` pair."""
-    pairs = sorted({strip_suffix(path) for path in paths if is_pair(path)})
+    pairs = sorted({strip_suffix(path) for path in paths if isinstance(path, Path) and is_pair(path)})
     if pairs and (len(pairs) > 1 or not all(map(is_pair, paths))):
         names = ", ".join(path.name for path in paths[:5])
         raise SourceError(f"expected one .bin/.idx pair and nothing else, got {names}; pass the prefix of one pair")
@@ -229,4 +254,6 @@ def _open_files(paths: list[Path], options: ReadOptions, known: Sequence[SourceF
     (file_class,) = examples
     if options.quoting != "standard" and not issubclass(file_class, CsvFile):
         raise ConfigError(f"quoting is an option of CSV files, and {paths[0]} is {file_class.format}")
-    return FileSource([file_class.open(path, options) for path in paths], options.schema)
+    threads = REQUESTS_AT_ONCE if isinstance(paths[0], ObjectPath) else 1
+    files = ordered_map(lambda path: file_class.open(path, options), paths, threads=threads)
+    return FileSource(list(files), options.schema)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
 from arrowds.sources.files import DataFile, ReadOptions, slice_rows
+from arrowds.sources.objects import ObjectFile, ObjectPath
 from arrowds.sources.records import FileStamp
 
 _BATCH_BYTES = 64 << 20
@@ -26,7 +29,7 @@ class ParquetFile(DataFile):
     @classmethod
     def _open(cls, stamp: FileStamp, options: ReadOptions) -> ParquetFile:
         """Read the footer."""
-        with pq.ParquetFile(stamp.path) as file:
+        with _opened(stamp.path) as file:
             rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             return cls(
                 stamp=stamp,
@@ -38,12 +41,37 @@ class ParquetFile(DataFile):
     def batches(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The rows from the row groups they lie in, in batches that get shorter where rows are wide."""
         first, last = (np.searchsorted(self.cuts, [start + 1, stop], side="left") - [1, 0]).tolist()
-        # Pages that carry a checksum are checked.
-        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+        with _opened(self.path, first, last, columns) as file:
             batch_rows = _batch_rows(file.metadata, first, last)
             decoded = file.iter_batches(batch_rows, row_groups=list(range(first, last)), columns=columns)
             sliced = slice_rows(decoded, int(self.cuts[first]), start, stop, batch_rows)
             yield from sliced if batch_rows == MAX_BATCH_ROWS else _joined(sliced)
+
+
+def _opened(path: Path | ObjectPath, first: int = 0, last: int = 0, columns: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a file of which columns of the row groups [first, last) will be read; checksums of pages are compared."""
+    if isinstance(path, Path):
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    metadata = _metadata(path)
+    groups = [_ranges(metadata.row_group(group), columns) for group in range(first, last)]
+    return pq.ParquetFile(ObjectFile(path, groups), metadata=metadata, page_checksum_verification=True)
+
+
+@lru_cache(maxsize=256)
+def _metadata(path: ObjectPath) -> pq.FileMetaData:
+    """The footer of an object, which every part of it needs."""
+    return pq.read_metadata(ObjectFile(path))
+
+
+def _ranges(group: pq.RowGroupMetaData, columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the columns of a row group lie."""
+    ranges = []
+    for column in map(group.column, range(group.num_columns)):
+        if column.path_in_schema.split(".")[0] in columns or column.path_in_schema in columns:
+            offsets = (column.dictionary_page_offset, column.data_page_offset)
+            start = min(offset for offset in offsets if offset is not None)
+            ranges.append((start, start + column.total_compressed_size))
+    return ranges
 
 
 def _batch_rows(metadata: pq.FileMetaData, first: int, last: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from arrowds.errors import SourceError, UnreadableFileError
 from arrowds.sources import fingerprint
+from arrowds.sources.objects import ObjectPath, object_at
+from arrowds.store import ObjectStore, is_url
 
 _MOST_NAMES = 10
 
@@ -22,11 +24,11 @@ class SourceFile:
     The first row of a file follows from the rows of the files before it.
 
     Attributes:
-        path: the absolute path.
+        path: the absolute path, or the URL.
         num_rows: the rows that the file adds to the source; 0 for an `.idx` file, whose `.bin` file has them.
         num_bytes: its size.
-        modified: the modification time in nanoseconds (a local file).
-        digest: 32 hexadecimal digits (XXH3, 128 bits) of its bytes.
+        modified: the modification time in nanoseconds; of an object in a store its ETag.
+        digest: 32 hexadecimal digits (XXH3, 128 bits) of its bytes; of an object "etag:" and its ETag.
     """
 
     path: str
@@ -55,18 +57,21 @@ class FileStamp:
     Attributes:
         path: the path as it was given.
         num_bytes: its size.
-        modified: the modification time in nanoseconds.
+        modified: the modification time in nanoseconds, or the ETag.
         identity: inode and change time, which also differ after `chmod`, and between hosts for copies of one file.
     """
 
-    path: Path
+    path: Path | ObjectPath
     num_bytes: int
-    modified: int
+    modified: int | str
     identity: tuple[int, int]
 
     @classmethod
-    def of(cls, path: Path) -> FileStamp:
-        """Ask the system; raises UnreadableFileError."""
+    def of(cls, path: Path | ObjectPath) -> FileStamp:
+        """Ask the system, or the store; raises UnreadableFileError."""
+        if isinstance(path, ObjectPath):
+            found = path if path.etag else path.now()
+            return cls(found, found.size, found.etag, (0, 0))
         try:
             status = path.stat()
         except OSError as error:
@@ -75,14 +80,19 @@ class FileStamp:
 
     def record(self, num_rows: int, digest: str) -> SourceFile:
         """What an index records of the file: links in its path stay, `..` does not."""
-        path = os.path.abspath(self.path)  # noqa: PTH100  # Path.resolve would follow links
+        path = str(self.path)
+        if isinstance(self.path, Path):
+            path = os.path.abspath(self.path)  # noqa: PTH100  # Path.resolve would follow links
         return SourceFile(path, num_rows, self.num_bytes, str(self.modified), digest)
 
     def check(self, digest: str = "") -> None:
         """Raise UnreadableFileError unless the file is still the one that was opened.
 
-        Where nothing but its identity differs, its content decides, if `digest` says what that was.
+        Where nothing but its identity differs, its content decides, if `digest` says what that was. Of an object, every
+        request checks that, and there is nothing to ask.
         """
+        if isinstance(self.path, ObjectPath):
+            return
         now = FileStamp.of(self.path)
         if now == self:
             return
@@ -93,26 +103,30 @@ class FileStamp:
 
 @lru_cache(maxsize=4096)
 def _digest(stamp: FileStamp) -> str:
-    """The digest of a file, computed once for each state of it."""
+    """The digest of a file, computed once for each state of it; of an object its ETag."""
+    if isinstance(stamp.path, ObjectPath):
+        return f"etag:{stamp.path.etag}"
     return fingerprint.of_files([stamp.path])[0]
 
 
 def digests(stamps: Sequence[FileStamp]) -> list[str]:
     """The digests of the files' bytes; raises UnreadableFileError where one is not the file that was opened."""
+    if any(isinstance(stamp.path, ObjectPath) for stamp in stamps):
+        return [_digest(stamp) for stamp in stamps]
     for stamp in stamps:
         stamp.check()
-    found = fingerprint.of_files([stamp.path for stamp in stamps])
+    found = fingerprint.of_files([stamp.path for stamp in stamps if isinstance(stamp.path, Path)])
     for stamp in stamps:
         stamp.check()
     return found
 
 
-def recorded_stamp(file: SourceFile) -> FileStamp:
+def recorded_stamp(file: SourceFile, storage_options: Mapping[str, Any] | None = None) -> FileStamp:
     """The stamp of a recorded file; raises UnreadableFileError unless it still has the content that was recorded.
 
     The file is read only where its modification time differs.
     """
-    path = Path(file.path)
+    path = object_at(file.path, storage_options) if is_url(file.path) else Path(file.path)
     stamp = FileStamp.of(path)
     same_size = stamp.num_bytes == file.num_bytes
     if not same_size or (str(stamp.modified) != file.modified and _digest(stamp) != file.digest):
@@ -123,7 +137,9 @@ def recorded_stamp(file: SourceFile) -> FileStamp:
     return stamp
 
 
-def new_files(paths: Sequence[Path], known: Sequence[SourceFile], *, compare_content: bool) -> list[Path]:
+def new_files(
+    paths: Sequence[Path | ObjectPath], known: Sequence[SourceFile], *, compare_content: bool
+) -> list[Path | ObjectPath]:
     """The paths, in order, that are none of the known files.
 
     A file whose path, size and modification time are known is not read. Where size or time differ, its content is
@@ -133,11 +149,11 @@ def new_files(paths: Sequence[Path], known: Sequence[SourceFile], *, compare_con
     is missing.
     """
     # By the file that a path leads to, since links give one file several names.
-    by_path = {os.path.realpath(file.path): file for file in known}
+    by_path = {_real(file.path): file for file in known}
     by_digest = {file.digest: file for file in known} if compare_content else {}
     new, found = [], set()
     for path in paths:
-        file = by_path.get(os.path.realpath(path))
+        file = by_path.get(_real(str(path)))
         if file is None and compare_content:
             file = by_digest.get(_digest(FileStamp.of(path)))
         elif file is not None:
@@ -147,11 +163,16 @@ def new_files(paths: Sequence[Path], known: Sequence[SourceFile], *, compare_con
         else:
             found.add(file.path)
     if found:
-        _check_existence([file.path for file in known if file.path not in found])
+        stores = {path.store for path in paths if isinstance(path, ObjectPath)}
+        _check_existence([file.path for file in known if file.path not in found], stores)
     return new
 
 
-def _check_content(path: Path, file: SourceFile, *, compare_content: bool) -> None:
+def _real(path: str) -> str:
+    return path if is_url(path) else os.path.realpath(path)
+
+
+def _check_content(path: Path | ObjectPath, file: SourceFile, *, compare_content: bool) -> None:
     stamp = FileStamp.of(path)
     if not compare_content and (stamp.num_bytes, str(stamp.modified)) == (file.num_bytes, file.modified):
         return
@@ -162,8 +183,11 @@ def _check_content(path: Path, file: SourceFile, *, compare_content: bool) -> No
         )
 
 
-def _check_existence(paths: Sequence[str]) -> None:
-    missing = [path for path in paths if not Path(path).exists()]
+def _check_existence(paths: Sequence[str], stores: Iterable[ObjectStore]) -> None:
+    """Raise SourceError for the known files that are missing; objects are looked for in those stores alone."""
+    objects = [ObjectPath(store, path.removeprefix(f"{store.url}/"), 0, "") for path in paths for store in stores]
+    local = [path for path in paths if not is_url(path) and not Path(path).exists()]
+    missing = [*local, *(str(item) for item in objects if str(item) in paths and not item.exists())]
     if missing:
         more = f" and {len(missing) - _MOST_NAMES} more" if len(missing) > _MOST_NAMES else ""
         raise SourceError(

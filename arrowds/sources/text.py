@@ -21,6 +21,7 @@ import xxhash
 from arrowds.errors import SourceError, UnreadableFileError
 from arrowds.sources.base import MAX_BATCH_ROWS, plain_schema
 from arrowds.sources.files import DataFile, ReadOptions, slice_rows
+from arrowds.sources.objects import ObjectPath
 from arrowds.sources.records import FileStamp
 from arrowds.sources.schemas import schema_difference
 from arrowds.sources.text_rows import BLOCK_BYTES, COMPRESSIONS, Block, blocks, check_utf8, opened
@@ -82,7 +83,7 @@ class TextFile(DataFile):
         )
 
     @classmethod
-    def _block_schema(cls, path: Path, block: Block, given: pa.Schema, how: dict[str, Any]) -> pa.Schema:
+    def _block_schema(cls, path: Path | ObjectPath, block: Block, given: pa.Schema, how: dict[str, Any]) -> pa.Schema:
         """Parse a block with inferred types, checking that it is UTF-8 and that each line is one row."""
         check_utf8(path, block.data, block.lines_before)
         try:
@@ -314,12 +315,12 @@ def _untyped(names: Sequence[str]) -> pa.Schema:
     return pa.schema([(name, pa.null()) for name in names])
 
 
-def _byte_order_mark(path: Path) -> bytes:
+def _byte_order_mark(path: Path | ObjectPath) -> bytes:
     with opened(path, 0) as file:
         return _BYTE_ORDER_MARK if file.read(3) == _BYTE_ORDER_MARK else b""
 
 
-def _header(path: Path, *, delimiter: str, quoted: bool) -> bytes:
+def _header(path: Path | ObjectPath, *, delimiter: str, quoted: bool) -> bytes:
     """The bytes of the first row that isn't blank, and all before it."""
     mark = _byte_order_mark(path)
     for block in blocks(path, mark, delimiter=delimiter, quoted=quoted):

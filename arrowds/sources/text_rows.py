@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from arrowds.errors import UnreadableFileError
+from arrowds.sources.objects import ObjectPath
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
@@ -49,7 +50,7 @@ class Block:
         return rows, positions[rows]
 
 
-def check_utf8(path: Path, data: memoryview, lines_before: int) -> None:
+def check_utf8(path: Path | ObjectPath, data: memoryview, lines_before: int) -> None:
     """Raise UnreadableFileError, with the line, unless these lines of the file are UTF-8."""
     ends = pa.py_buffer(np.array([0, len(data)], np.int64))
     text = pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(data)])
@@ -64,7 +65,7 @@ def check_utf8(path: Path, data: memoryview, lines_before: int) -> None:
 
 
 @contextmanager
-def opened(path: Path, position: int) -> Iterator[Any]:
+def opened(path: Path | ObjectPath, position: int) -> Iterator[Any]:
     """The text of a file from a position on, decompressed where its name says that it is compressed.
 
     Reading raises OSError where compressed text is damaged or ends too early.
@@ -75,16 +76,19 @@ def opened(path: Path, position: int) -> Iterator[Any]:
             file.seek(position)
             yield file
         return
-    if not path.stat().st_size:
+    if not (path.stat().st_size if isinstance(path, Path) else path.size):
         raise UnreadableFileError(f"{path} is empty; even compressed text without rows has a header: is it truncated?")
-    with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, compression) as text:
+    with (
+        pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open(), mode="r") as file,
+        pa.CompressedInputStream(file, compression) as text,
+    ):
         while position and (skipped := len(text.read(min(position, _SKIPPED_AT_ONCE)))):
             position -= skipped
         yield text
 
 
 def blocks(
-    path: Path,
+    path: Path | ObjectPath,
     head: bytes,
     *,
     delimiter: str | None = None,

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arrowds.errors import SourceError
+from arrowds.sources.objects import ObjectPath
 
 EXACT_IN_FLOAT = 2**53
 """The largest magnitude up to which float64 holds every integer."""
@@ -134,7 +135,7 @@ def settled(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def merge_schemas(schemas: Sequence[pa.Schema], path: Path, *, text_wins: bool) -> pa.Schema:
+def merge_schemas(schemas: Sequence[pa.Schema], path: Path | ObjectPath, *, text_wins: bool) -> pa.Schema:
     """All columns, in the order of their first appearance, with a type that holds the values of every schema.
 
     `text_wins`: types that don't fit become a string (CSV, where the text is at hand); else SourceError names `path`.

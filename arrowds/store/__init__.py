@@ -7,7 +7,7 @@ Nothing else in arrowds writes files of an index. An object appears under its na
 from arrowds.store.base import TEMPORARY, Draft, Entry, FileRecord, Store, explained, record, replacing, sync_path
 from arrowds.store.local import LocalStore, one_at_a_time
 from arrowds.store.objects import ObjectStore
-from arrowds.store.opening import is_url, open_store
+from arrowds.store.opening import is_url, open_store, options_for
 
 __all__ = [
     "TEMPORARY",
@@ -21,6 +21,7 @@ __all__ = [
     "is_url",
     "one_at_a_time",
     "open_store",
+    "options_for",
     "record",
     "replacing",
     "sync_path",

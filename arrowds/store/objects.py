@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -345,7 +346,7 @@ def _explained(bucket: Bucket, name: str, done: str, error: BaseException) -> OS
     if isinstance(error, (FileNotFoundError, NotFoundError)) or number == 404:
         return FileNotFoundError(where)
     if isinstance(error, PreconditionError) or number == 412:
-        return StorageError(failed + "it was replaced meanwhile; open it again")
+        return StorageError(errno.ESTALE, failed + "it was replaced meanwhile; open it again")
     if denied:
         reason = code[1] if code else _first_line(error)
         return StorageError(

@@ -50,3 +50,19 @@ def open_store(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
     store = ObjectStore(f"{scheme}://{rest}", storage_options)
     store.check_options()
     return store
+
+
+def options_for(options: Mapping[str, Any] | None, *places: object) -> list[Mapping[str, Any] | None]:
+    """Return the options for each of several places: those that are URLs, or lists with one, get them.
+
+    Raises:
+        ConfigError: when none of them is a URL.
+
+    >>> options_for({"aws_region": "us-east-1"}, ["s3://bucket/data"], "index")
+    [{'aws_region': 'us-east-1'}, None]
+    """
+    lists = [place if isinstance(place, list | tuple) else [place] for place in places]
+    named = [any(map(is_url, items)) for items in lists]
+    if options and not any(named):
+        raise ConfigError("storage_options belong to a URL, but neither the data nor the index is at one")
+    return [options if url else None for url in named]

@@ -1,4 +1,4 @@
-"""The memory maps that a host keeps of an index in an object store: one copy, checked, bounded, made again when lost."""
+"""The memory maps that a host keeps of an index in an object store: one copy, checked, bounded, remade when lost."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_view_that_lost_a_part_is_made_again(seaweed, tmp_path):
     [view] = tmp_path.glob("*/views/*")
     for damage in (
         lambda: os.truncate(view / "order.arrow", 1000),
-        lambda: (view / "values.arrow").unlink(),
+        (view / "values.arrow").unlink,
         lambda: (view / "view.json").write_text("{"),
     ):
         damage()
@@ -179,7 +179,9 @@ def test_the_cache_is_where_the_environment_says(seaweed, tmp_path, monkeypatch)
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], check=False, capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.fail(f"this test mounts a small tmpfs, as root: {mounted.stderr}")
     yield folder
@@ -208,7 +210,9 @@ def test_an_index_that_was_made_again_gets_maps_of_its_own(seaweed, tmp_path):
         # A function whose code does not show what it returns.
         os.environ["ARROWDS_TEST_FACTOR"] = str(factor)
         metric = arrowds.metrics.function("m", scaled, dtype=np.int64, version="1")
-        arrowds.analyze(pa.table({"x": [1, 2]}), metric, seaweed.at("i"), storage_options=seaweed.options, progress=False)
+        arrowds.analyze(
+            pa.table({"x": [1, 2]}), metric, seaweed.at("i"), storage_options=seaweed.options, progress=False
+        )
         assert opened(seaweed, tmp_path)["m"].values.tolist() == [factor, 2 * factor]
         store.delete(store.names(""))
 

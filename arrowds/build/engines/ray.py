@@ -107,7 +107,9 @@ class RayEngine(Engine):
             try:
                 ray.init(address=self._address, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(f"can't connect to Ray at {self._address or 'its default address'}: {error}") from error
+                raise ConfigError(
+                    f"can't connect to Ray at {self._address or 'its default address'}: {error}"
+                ) from error
             self._has_started_ray = True
         return ray
 

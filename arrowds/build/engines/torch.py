@@ -64,7 +64,9 @@ class TorchEngine(Engine):
         WorkerDiedError: when ranks do not come to the meeting point of the launcher.
     """
 
-    def __init__(self, group: ProcessGroup | None = None, *, timeout_s: float = 60.0, device: str | None = None) -> None:
+    def __init__(
+        self, group: ProcessGroup | None = None, *, timeout_s: float = 60.0, device: str | None = None
+    ) -> None:
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s must be above 0; got {timeout_s}")
         self._group = group
@@ -164,7 +166,9 @@ class TorchEngine(Engine):
                 link.write(_FAILURE, json.dumps(_as_record(error, link.rank)))
             link.add("left")
             link.write(f"left/{link.rank}", "")
-            if link.rank == 0:  # it may hold the store, which the others need until they have left, or know of the error
+            if (
+                link.rank == 0
+            ):  # it may hold the store, which the others need until they have left, or know of the error
                 patience = self._timeout if error is None else 3 * link.interval
                 until = time.monotonic() + patience
                 while link.add("left", 0) < link.size and time.monotonic() < until:
@@ -306,7 +310,9 @@ class _Link:
         self._beats = beats
         patience = self._timeout if beats else _ARRIVAL * self._timeout
         if self._silent > patience:
-            what = f"given no sign of life for {patience:g} s" if beats else f"not come to this build for {patience:g} s"
+            what = (
+                f"given no sign of life for {patience:g} s" if beats else f"not come to this build for {patience:g} s"
+            )
             reason = "it was killed, hangs, or its machine is gone"
             if self._read(f"left/{self._neighbour}") is not None:
                 what, reason = "left this build before its end", "see what it says itself"
