@@ -3,7 +3,8 @@
 A run is an uncompressed IPC file of the part's values with their ids inside the segment, sorted by (value, sample_id),
 without the samples that have no value. Its metadata has the first value of each record batch, so that a range of values
 is found without reading the others, and the values of the rows that decide where buckets are cut. The values are left
-in the order of the rows as well, for the reduce to copy.
+in the order of the rows as well, for the reduce to copy. Both files have the smallest integer type that holds the part;
+the metadata has the type that the metric declares, and values of that type.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from arrowds.arrays import arrow_view, numpy_view
 from arrowds.errors import IndexCorruptError
 from arrowds.index import files
 from arrowds.index.ranges import Cut, rows_up_to
-from arrowds.schema import SAMPLE_ID, VALUE, mapped_type, numpy_dtype, type_named
+from arrowds.schema import SAMPLE_ID, VALUE, mapped_type, narrowed, numpy_dtype, type_named
 from arrowds.store import Store
 
 ROWS_PER_BATCH = 1 << 14
@@ -133,8 +134,6 @@ def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> N
         num_samples: the rows of the segment.
         digest: what the run was made from.
     """
-    in_order = pa.table({VALUE: values})
-    written = files.write_ipc(run.store, run.values_name, in_order, rows_per_batch=len(values), metadata={})
     first_id = run.first_id
     missing = missing_values(values)
     plain = numpy_view(values)
@@ -146,13 +145,16 @@ def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> N
         low, high = np.searchsorted(rows, [first_id, first_id + len(values)])
         chosen = rows[low:high] - first_id
         sampled = plain[chosen if missing is None else chosen[~missing[chosen]]]
+    narrow = plain.astype(_narrowest(values.type, plain, missing), copy=False)
+    in_order = pa.table({VALUE: arrow_view(narrow, missing=missing)})
+    written = files.write_ipc(run.store, run.values_name, in_order, rows_per_batch=len(values), metadata={})
     ids = np.arange(first_id, first_id + len(values), dtype=np.uint32)
     if missing is not None:
-        plain, ids = plain[~missing], ids[~missing]
+        narrow, ids = narrow[~missing], ids[~missing]
     # The ids are in order, so that a stable sort by value is one by (value, sample_id), at a third of the time.
-    frame = pl.DataFrame({VALUE: plain, SAMPLE_ID: ids}).sort(VALUE, maintain_order=True, multithreaded=False)
+    frame = pl.DataFrame({VALUE: narrow, SAMPLE_ID: ids}).sort(VALUE, maintain_order=True, multithreaded=False)
     ordered, ids = frame[VALUE].to_numpy(), frame[SAMPLE_ID].to_numpy()
-    fences = np.append(ordered[::ROWS_PER_BATCH], ordered[-1:])
+    fences = np.append(ordered[::ROWS_PER_BATCH], ordered[-1:]).astype(plain.dtype)
     sampled = np.ascontiguousarray(sampled)
     files.write_ipc(
         run.store,
@@ -175,6 +177,15 @@ def _content(values: str, *arrays: np.ndarray) -> bytes:
     for array in arrays:
         digest.update(array.view(np.uint8).data)
     return digest.hexdigest().encode()
+
+
+def _narrowest(kind: pa.DataType, values: np.ndarray, missing: np.ndarray | None) -> np.dtype[np.generic]:
+    """Return the smallest type that holds the values of a part: lengths are int64, but fit into two bytes."""
+    if not pa.types.is_integer(kind):
+        return numpy_dtype(mapped_type(kind))
+    present = values if missing is None else values[~missing]
+    ends = (int(present.min()), int(present.max())) if len(present) else (0, 0)
+    return numpy_dtype(narrowed(kind, *ends))
 
 
 def missing_values(values: pa.Array) -> np.ndarray | None:

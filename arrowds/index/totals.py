@@ -114,7 +114,7 @@ def _sum(name: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         wrapped = total < left
     else:
         wrapped = np.isnan(total)  # infinity minus infinity
-    if np.any(wrapped):
+    if wrapped.any():
         raise _too_large(name)
     return total
 

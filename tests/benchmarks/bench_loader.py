@@ -1,11 +1,12 @@
 """Loader overhead over torch's DataLoader with a list of batches made before, and samples per second beside datasets.
 
 Both loaders, with torch's own collate function, read the same dataset. They are driven alternately, and the median of
-the ratios of neighbours is what counts. Run it with `python tests/benchmarks/bench_loader.py`.
+the ratios of neighbours is what counts. Run it with `python tests/benchmarks/bench_loader.py [--rounds 31]`.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import arrowds
 
-SAMPLES, MICRO, BATCHES, ROUNDS = 40_000, 8, 1000, 31
+SAMPLES, MICRO, BATCHES = 40_000, 8, 1000
 CURRICULUM = {
     "seqlen": {
         "difficulty_type": "value",
@@ -41,10 +42,16 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def compare(
-    title: str, ours: Callable[[], object], peer: Callable[[], object], per: int, clock: Callable = cpu_seconds
+    title: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    per: int,
+    rounds: int,
+    clock: Callable[[Callable[[], object]], float] = cpu_seconds,
 ) -> None:
     """Run both in turn and print the medians and the median of the ratios of neighbours."""
-    times = [(clock(ours), clock(peer)) for _ in range(ROUNDS)]
+    times = [(clock(ours), clock(peer)) for _ in range(rounds)]
     mine, theirs = (median(column) / per * 1e6 for column in zip(*times, strict=True))
     ratio = median(a / b for a, b in times)
     print(f"{title}: {mine:.2f} us against {theirs:.2f} us, ratio {ratio:.3f}")
@@ -62,6 +69,9 @@ def wall_seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=31)
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     lengths = pa.table({"seqlen": rng.integers(1, 513, SAMPLES)})
@@ -71,9 +81,9 @@ def main() -> None:
         for tokens in (512, 2048):
             table = rows_of_tokens(tokens, rng)
             for workers in (0, 2):
-                compare_loaders(table, index, "stateless", workers)
-        compare_loaders(table, index, "deepspeed", 0)
-    compare_datasets(rows_of_tokens(512, rng), rng)
+                compare_loaders(table, index, "stateless", workers, rounds)
+        compare_loaders(table, index, "deepspeed", 0, rounds)
+    compare_datasets(rows_of_tokens(512, rng), rng, rounds)
 
 
 def rows_of_tokens(length: int, rng: np.random.Generator) -> pa.Table:
@@ -82,7 +92,7 @@ def rows_of_tokens(length: int, rng: np.random.Generator) -> pa.Table:
     return pa.table({"input_ids": pa.ListArray.from_arrays(offsets, tokens)})
 
 
-def compare_loaders(table: pa.Table, index: arrowds.Index, order: Any, workers: int) -> None:
+def compare_loaders(table: pa.Table, index: arrowds.Index, order: Any, workers: int, rounds: int) -> None:
     """Draw from both in turn, from other rows: the second would find those of the first in the caches."""
     sampler, precomputed = (
         arrowds.CurriculumSampler(index, CURRICULUM, micro_batch_size=MICRO, num_epochs=9, order=order, seed=seed)
@@ -90,7 +100,7 @@ def compare_loaders(table: pa.Table, index: arrowds.Index, order: Any, workers: 
     )
     dataset = arrowds.ArrowDataset(table)
     options: dict[str, Any] = {"num_workers": workers}
-    bare = iter(DataLoader(dataset, batch_sampler=list(islice(precomputed, (ROUNDS + 1) * BATCHES + 100)), **options))
+    bare = iter(DataLoader(dataset, batch_sampler=list(islice(precomputed, (rounds + 1) * BATCHES + 100)), **options))
     ours = iter(arrowds.CurriculumDataLoader(dataset, sampler, **options))
     for batches in (ours, bare):
         consume(islice(batches, BATCHES))
@@ -98,10 +108,17 @@ def compare_loaders(table: pa.Table, index: arrowds.Index, order: Any, workers: 
     title = (
         f"batch of {MICRO} x {len(dataset[0]['input_ids'])} tokens, order {order}, {workers} workers, {clock.__name__}"
     )
-    compare(title, lambda: consume(islice(ours, BATCHES)), lambda: consume(islice(bare, BATCHES)), BATCHES, clock)
+    compare(
+        title,
+        lambda: consume(islice(ours, BATCHES)),
+        lambda: consume(islice(bare, BATCHES)),
+        per=BATCHES,
+        rounds=rounds,
+        clock=clock,
+    )
 
 
-def compare_datasets(table: pa.Table, rng: np.random.Generator) -> None:
+def compare_datasets(table: pa.Table, rng: np.random.Generator, rounds: int) -> None:
     try:
         import datasets
     except ImportError:
@@ -114,7 +131,8 @@ def compare_datasets(table: pa.Table, rng: np.random.Generator) -> None:
         f"fetch of {MICRO} rows, ArrowDataset against datasets with_format('torch')",
         lambda: consume(map(dataset.__getitems__, batches)),
         lambda: consume(map(other.__getitems__, batches)),
-        len(batches),
+        per=len(batches),
+        rounds=rounds,
     )
 
 

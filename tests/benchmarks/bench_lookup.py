@@ -1,77 +1,72 @@
-"""Lookups against the NumPy memory map under them: one id, 100 k random ids, ranges, percentiles, opening.
+"""Lookups against the NumPy memory map under them, in an index of one segment and in one that was appended to.
 
-python tests/benchmarks/bench_lookup.py [samples, default 10000000]
+python tests/benchmarks/bench_lookup.py [--samples 10000000] [--appends 8] [--rounds 15]
+
+NumPy answers what it can: one id and many from a mapped array, a range by two binary searches in sorted values, a
+slice, a histogram by counting, opening by mapping.
 """
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
+import argparse
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
+from lookups import Action, compare, lookups
 
 import arrowds
 
 
-def seconds(action: Callable[[], object], *, repeats: int) -> float:
-    began = time.perf_counter()
-    for _ in range(repeats):
-        action()
-    return (time.perf_counter() - began) / repeats
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=10_000_000)
+    parser.add_argument("--appends", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    values = np.random.default_rng(0).integers(0, 60_000, given.samples, dtype=np.uint16)
+    metric = arrowds.metrics.expr("m", pl.col("m"))
+    with TemporaryDirectory() as base:
+        one, many = f"{base}/one", f"{base}/many"
+        arrowds.analyze(pl.DataFrame({"m": values}), metric, one, progress=False)
+        cuts = np.linspace(given.samples // 2, given.samples, given.appends + 1, dtype=np.int64).tolist()
+        for start, stop in pairwise([0, *cuts]):
+            piece = pl.DataFrame({"m": values[start:stop]})
+            if start == 0:
+                arrowds.analyze(piece, metric, many, progress=False)
+            else:
+                arrowds.append(piece, many, progress=False)
+        for path in (one, many):
+            found = arrowds.open_index(path)["m"]
+            if not np.array_equal(found.values, values) or len(found.sample_ids()) != len(values):
+                raise SystemExit(f"{path} is wrong")
+        print(f"{given.samples:,} samples")
+        segments = f"{given.appends + 1} segments"
+        contenders = {segments: lookups(many), "one segment": lookups(one), "NumPy": peers(Path(base), values)}
+        compare(contenders, rounds=given.rounds)
 
 
-def compare(name: str, ours: Callable[[], object], peer: Callable[[], object], *, repeats: int, unit: float) -> None:
-    """Print medians of alternating rounds and their ratio."""
-    rounds = [(seconds(ours, repeats=repeats), seconds(peer, repeats=repeats)) for _ in range(15)]
-    mine, theirs = (median(column) for column in zip(*rounds, strict=True))
-    print(f"{name:<44} {mine * unit:10.3f} {theirs * unit:10.3f} {mine / theirs:8.2f}")
-
-
-def main(samples: int) -> None:
-    rng = np.random.default_rng(0)
-    values = rng.integers(0, 60_000, samples, dtype=np.uint16)
-    with TemporaryDirectory() as folder:
-        metric = arrowds.metrics.expr("m", pl.col("m"))
-        arrowds.analyze(pl.DataFrame({"m": values}), metric, folder, progress=False)
-        np.save(Path(folder) / "peer.npy", values)
-        peer = np.load(Path(folder) / "peer.npy", mmap_mode="r")
-        m = arrowds.open_index(folder)["m"]
-        ids = rng.integers(0, samples, 100_000)
-        assert np.array_equal(m[ids], peer[ids])
-        ordered = np.sort(values)
-        bounds = iter(np.tile(rng.integers(0, 60_000, 1000), 1000).tolist())
-        peer_bounds = iter(np.tile(rng.integers(0, 60_000, 1000), 1000).astype(np.uint16))
-        print(f"{samples:,} samples{'':<27} {'arrowds':>10} {'NumPy':>10} {'ratio':>8}")
-        compare("one id [ns]", lambda: m[777], lambda: peer[777], repeats=20_000, unit=1e9)
-        compare("100 k random ids [us]", lambda: m[ids], lambda: peer[ids], repeats=20, unit=1e6)
-        compare(
-            "range of values (NumPy: searchsorted twice) [us]",
-            lambda: m.sample_ids(above=next(bounds), up_to=50_000),
-            lambda: ordered.searchsorted(next(peer_bounds)) + ordered.searchsorted(np.uint16(50_000)),
-            repeats=1000,
-            unit=1e6,
-        )
-        compare(
-            "between percentiles (NumPy: a slice) [us]",
-            lambda: m.sample_ids_between_percentiles(10.5, 60),
-            lambda: ordered[samples // 10 : samples // 2],
-            repeats=1000,
-            unit=1e6,
-        )
-        compare("histogram of 50 bins [us]", m.histogram, lambda: np.histogram(values, 50), repeats=1, unit=1e6)
-        compare(
-            "open [us] (NumPy: np.load)",
-            lambda: arrowds.open_index(folder),
-            lambda: np.load(Path(folder) / "peer.npy", mmap_mode="r"),
-            repeats=20,
-            unit=1e6,
-        )
+def peers(folder: Path, values: np.ndarray) -> dict[str, tuple[Action, int]]:
+    """The same lookups where NumPy has them."""
+    np.save(folder / "peer.npy", values)
+    mapped = np.load(folder / "peer.npy", mmap_mode="r")
+    ordered = np.sort(values)
+    random = np.random.default_rng(0)
+    ids = random.integers(0, len(values), 100_000)
+    bounds = iter(np.tile(random.integers(0, 50_000, 1000), 10_000).astype(np.uint16))
+    top = np.uint16(50_000)
+    return {
+        "open": (lambda: np.load(folder / "peer.npy", mmap_mode="r"), 20),
+        "one id": (lambda: mapped[777], 10_000),
+        "100,000 random ids": (lambda: mapped[ids], 10),
+        "ids of a range of values": (lambda: ordered.searchsorted(next(bounds)) + ordered.searchsorted(top), 500),
+        "ids between percentiles": (lambda: ordered[len(values) // 10 : len(values) // 2], 500),
+        "quantile": (lambda: ordered[len(values) * 9 // 10], 500),
+        "histogram of 50 bins": (lambda: np.histogram(values, 50), 1),
+    }
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000)
+    main()

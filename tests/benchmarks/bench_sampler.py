@@ -171,11 +171,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--deepspeed-steps", type=int, default=STEPS, help="fewer where all of them take too long")
     parser.add_argument("--skip-deepspeed", action="store_true")
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help="of the comparison with DeepSpeed; at least 1,000,000"
+    )
+    parser.add_argument("--huge", type=int, default=1_000_000_000, help="samples where arrowds is alone")
     arguments = parser.parse_args()
-    for count in (SAMPLES, 1_000_000_000):
+    for count in (arguments.samples, arguments.huge):
         huge(count)
     if not arguments.skip_deepspeed:
-        compare(np.random.default_rng(0).integers(0, DISTINCT, SAMPLES), arguments.deepspeed_steps)
+        values = np.random.default_rng(0).integers(0, DISTINCT, arguments.samples)
+        compare(values, arguments.deepspeed_steps)
 
 
 if __name__ == "__main__":
