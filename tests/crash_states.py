@@ -81,6 +81,8 @@ class Recording:
         seen: set[frozenset[tuple[str, bytes]]] = set()
         for moment in range(len(self.ops) + 1):
             safe, loose, synced = self._safety(moment)
+            if moment == len(self.ops):
+                seen.clear()  # what is left at the end is told in full
             ways = (_whole, _empty, _short)
             choices = [(taken, way) for taken in (safe | loose, safe) for way in ways]
             some = {*sorted(loose)[-3:], *randomly.sample(sorted(loose), min(more, len(loose)))}

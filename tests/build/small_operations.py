@@ -53,12 +53,17 @@ def two_segments(path: Path) -> None:
     append(path, 2)
 
 
+def overwritten(path: Path) -> None:
+    analyze(path, 1)
+    analyze(path, 2, overwrite=True)
+
+
 OPERATIONS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "analyze": (nothing, lambda path: analyze(path, 1)),
     "overwrite": (lambda path: analyze(path, 1), lambda path: analyze(path, 2, overwrite=True)),
     "append": (lambda path: analyze(path, 1), lambda path: append(path, 2)),
     "add_metrics": (lambda path: analyze(path, 1), lambda path: add_metrics(path, 1)),
     "compact": (two_segments, lambda path: arrowds.compact(path, workers=1)),
-    "vacuum": (two_segments, lambda path: arrowds.vacuum(path)),
+    "vacuum": (overwritten, lambda path: arrowds.vacuum(path)),
 }
 """What is done first, and the operation itself."""
