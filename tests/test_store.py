@@ -19,7 +19,6 @@ from index_files import contents, memory_folder
 from store_contract import StoreContract
 
 import arrowds
-from arrowds import store as stores
 from arrowds.errors import ConfigError, StorageError
 from arrowds.index import files
 from arrowds.store import FileRecord, LocalStore, one_at_a_time, open_store, record, replacing
@@ -261,7 +260,7 @@ def test_a_sync_that_fails_is_an_error(tmp_path, monkeypatch, call):
     def failing(descriptor):
         raise OSError(errno.EIO, "the disk is dying")
 
-    monkeypatch.setattr(stores.os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     acts = {
         "sync": lambda: store.sync(["a"]),
         "create": lambda: store.create("b", b"1"),

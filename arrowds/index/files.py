@@ -151,11 +151,13 @@ class _MappedBatches:
     """Views of a memory map."""
 
     def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
         self._reader = pa.ipc.open_file(pa.memory_map(str(store.path(name))))
         self.schema: pa.Schema = self._reader.schema
 
     def read(self, start: int, stop: int) -> list[pa.RecordBatch]:
-        return [self._reader.get_batch(number) for number in range(start, stop)]
+        with naming(self._store, self._name):
+            return [self._reader.get_batch(number) for number in range(start, stop)]
 
 
 class _RangedBatches:
@@ -196,7 +198,7 @@ def naming(store: Store, name: str) -> Iterator[None]:
             f"{store.url}/{name} is missing; if this version of the index was vacuumed, open the index again, else "
             "restore the file, or run the analysis again"
         ) from error
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         if isinstance(error, OSError) and type(error).__module__.startswith("arrowds"):
             raise
         raise IndexCorruptError(f"{store.url}/{name} can't be read: {error}") from error

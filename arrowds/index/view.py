@@ -168,11 +168,12 @@ class View:
 
 
 def _summary(folder: Path) -> dict[str, dict[str, object]]:
+    """The size and digest of each file of a view; empty where its summary is missing or damaged."""
     try:
         content = json.loads((folder / _SUMMARY).read_text())
-    except (OSError, ValueError):
+        return {name: {"bytes": int(content[name]["bytes"]), "xxh3": content[name]["xxh3"]} for name in (_VALUES, _ORDER)}
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return {}
-    return content if isinstance(content, dict) and set(content) == {_VALUES, _ORDER} else {}
 
 
 def find_view(root: Path, spec: ViewSpec) -> View | None:

@@ -5,33 +5,44 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from index_files import contents
 
 from arrowds import metrics
-from arrowds.build.map import columns_of, is_finished, map_part, read_sum
-from arrowds.build.plan import make_plan
-from arrowds.index.paths import Layout
+from arrowds.build.map import columns_of, is_finished, map_part, run_of, sum_of_parts
+from arrowds.build.operations import plan_analysis
 from arrowds.sources import Source, TorchSource, open_source
+from arrowds.store import LocalStore
 
 TABLE = pa.table({"x": np.arange(2500), "y": [[n % 5] * (n % 3) for n in range(2500)]})
 
 
 def planned(folder, chosen, source=TABLE):
-    plan = make_plan(open_source(source), chosen, Layout(folder))
+    plan = plan_analysis(LocalStore(folder), open_source(source), chosen, overwrite=False)
     return plan, plan.task(plan.metrics, {})
 
 
-def test_a_part_is_a_parquet_file_of_ids_and_values(tmp_path):
-    metric = metrics.expr("m", pl.col("x") * 2)
+def rows_of(task, metric, part):
+    """(value, id) of a run, in its order."""
+    (table,) = run_of(task, metric, part).between(None, None)
+    return list(zip(table["value"].to_pylist(), table["sample_id"].to_pylist(), strict=True))
+
+
+def values_of(task, metric, part):
+    """The values of a part in the order of its rows, as the reduce takes them."""
+    run = run_of(task, metric, part)
+    values = np.zeros(len(part), run.kind.to_pandas_dtype())
+    run.scatter(values, None, run.first_id)
+    return values.tolist()
+
+
+def test_a_part_is_a_sorted_run_and_its_values(tmp_path):
+    metric = metrics.expr("m", -pl.col("x"))
     plan, task = planned(tmp_path, metric)
     map_part(task, plan.parts[1])
-    assert list(contents(tmp_path)) == ["metrics/m/parts/part-00001.parquet"]
-    found = pq.read_table(tmp_path / "metrics/m/parts/part-00001.parquet")
-    assert found["sample_id"].to_pylist() == list(range(1024, 2048))
-    assert found["value"].to_pylist() == list(range(2048, 4096, 2))
-    assert found.schema.field("sample_id").type == pa.uint32()
+    assert sorted(contents(tmp_path)) == [f"builds/{plan.key}/{kind}/m/00001.arrow" for kind in ("runs", "values")]
+    assert rows_of(task, metric, plan.parts[1]) == [(-n, n) for n in range(2047, 1023, -1)]
+    assert values_of(task, metric, plan.parts[1]) == list(range(-1024, -2048, -1))
 
 
 SUMS = {"0-d": 3, "1-d": [1, 2], "2-d": [[1.5, 2], [3, 4]], "empty": np.zeros((0, 2))}
@@ -42,7 +53,7 @@ def test_a_sum_keeps_its_shape(tmp_path, result):
     metric = metrics.function("t", lambda batch: result, kind="total")
     plan, task = planned(tmp_path, metric)
     map_part(task, plan.parts[0])
-    found = read_sum(task, metric, plan.parts[0])
+    found = sum_of_parts(task, metric, plan.parts[:1])
     assert found.shape == np.shape(result)
     assert found.tolist() == np.asarray(result).tolist()
 
@@ -59,11 +70,12 @@ def test_only_what_is_missing_is_computed(tmp_path):
     map_part(task, part)
     assert all(is_finished(task, metric, part) for metric in plan.metrics)
     assert not is_finished(task, plan.metrics[0], plan.parts[1])
-    Layout(tmp_path).part("a", 0).unlink()
-    seen.clear()
-    map_part(task, part)
-    map_part(task, part)
-    assert seen == ["a"]
+    for damaged in ("runs/a", "values/a"):
+        (tmp_path / f"builds/{plan.key}/{damaged}/00000.arrow").unlink()
+        seen.clear()
+        map_part(task, part)
+        map_part(task, part)
+        assert seen == ["a"]
 
 
 def test_a_failing_metric_leaves_no_file_of_its_part(tmp_path):
@@ -92,7 +104,7 @@ def test_a_metric_may_fill_one_array_again_and_again(tmp_path):
     metric = metrics.function("m", doubled)
     plan, task = planned(tmp_path, metric, TorchSource(range(1000), batch_size=100))
     map_part(task, plan.parts[0])
-    assert pq.read_table(Layout(tmp_path).part("m", 0))["value"].to_pylist() == list(range(0, 2000, 2))
+    assert values_of(task, metric, plan.parts[0]) == list(range(0, 2000, 2))
 
 
 def test_batches_without_rows_are_not_measured(tmp_path):
@@ -112,4 +124,4 @@ def test_batches_without_rows_are_not_measured(tmp_path):
     metric = metrics.function("m", lambda batch: batch["x"].to_numpy() / batch["x"][0].as_py())
     plan, task = planned(tmp_path, metric, Gaps())
     map_part(task, plan.parts[0])
-    assert pq.read_table(Layout(tmp_path).part("m", 0))["value"].to_pylist() == [1.0, 2.0, 1.0]
+    assert values_of(task, metric, plan.parts[0]) == [1.0, 2.0, 1.0]

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arrowds.build.results import added, checked_sum, checked_values, stored_sum
+from arrowds.build.results import checked_sum, checked_values
 from arrowds.errors import MetricValueError
+from arrowds.index.totals import added, stored_sum, sum_of_segments
 from arrowds.metrics import function
 
 
@@ -157,8 +158,8 @@ def total_of(*results, dtype=None) -> np.ndarray:
     each = metric(dtype, kind="total")
     total = None
     for result in results:
-        total = added(each, total, checked_sum(each, result))
-    return stored_sum(each, total)
+        total = added(each.name, total, checked_sum(each, result))
+    return stored_sum(each.name, total, each.dtype)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +246,16 @@ def test_the_sum_is_stored_in_the_declared_type():
 def test_a_contribution_is_not_changed():
     first, second = np.array([1, 2]), np.array([5])
     each = metric(kind="total")
-    total = added(each, None, first)
-    added(each, total, second)
+    total = added(each.name, None, first)
+    added(each.name, total, second)
     assert (first.tolist(), second.tolist(), total.tolist()) == ([1, 2], [5], [1, 2])
+
+
+def test_totals_of_segments_add_up_in_their_type():
+    parts = [np.array([250], np.uint8), np.array([3, 1], np.uint8)]
+    assert sum_of_segments("t", parts).tolist() == [253, 1]
+    assert sum_of_segments("t", parts).dtype == np.uint8
+    with pytest.raises(MetricValueError, match="sums up to 260, which its dtype uint8 can't hold"):
+        sum_of_segments("t", [np.array([250], np.uint8), np.array([10], np.uint8)])
+    assert sum_of_segments("t", [np.array(1), np.array(0.5)]) == 1.5
+    assert not sum_of_segments("t", parts).flags.writeable
