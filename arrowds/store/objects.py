@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,8 @@ REQUESTS_AT_ONCE = 16
 _NONCE = "arrowds-commit"
 _RETRIES = 10
 _RETRY_SECONDS = 120.0
+_LONGEST_ANSWER = 5.0
+"""Seconds after which a failed request has been repeated enough."""
 _BACKOFF = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15), "base": 3}
 _RETRY_OPTIONS = ("max_retries", "retry_timeout")
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "timeout", "connect_timeout")
@@ -191,17 +193,40 @@ def _by_value(function: Callable[..., Any], *args: Any) -> Any:
 
 def _get(bucket: Bucket, name: str, part: tuple[int, int] | None, etag: str) -> tuple[Any, int]:
     """Return the bytes of an object, or a part of them, and its whole size."""
-    import obstore
-
     options: dict[str, Any] = {}
     if part is not None:
         options["range"] = part
     if etag:
         options["if_match"] = etag
     with _explaining(bucket, name, "read"):
-        answer = obstore.get(_client(bucket), name, options=options)  # type: ignore[arg-type]  # GetOptions
-        data = answer.bytes()
-        return data, answer.meta["size"]
+        return _repeated(partial(_got, bucket, name, options))
+
+
+def _got(bucket: Bucket, name: str, options: dict[str, Any]) -> tuple[Any, int]:
+    import obstore
+
+    answer = obstore.get(_client(bucket), name, options=options)  # type: ignore[arg-type]  # GetOptions
+    return answer.bytes(), answer.meta["size"]
+
+
+def _repeated(request: Callable[[], Result]) -> Result:
+    """Make a request again where its answer broke off.
+
+    obstore repeats requests that fail, but not where the text of an error, or a listing, is cut short.
+    """
+    from obstore.exceptions import GenericError
+
+    pause = 0.2
+    while True:
+        began = time.monotonic()
+        try:
+            return request()
+        except GenericError as error:
+            given_up = time.monotonic() - began > _LONGEST_ANSWER or pause > _LONGEST_ANSWER
+            if given_up or "response body" not in str(error):
+                raise
+        time.sleep(pause)
+        pause *= 2
 
 
 def _put(bucket: Bucket, name: str, path: Path) -> None:
@@ -220,7 +245,8 @@ def _create(bucket: Bucket, name: str, data: bytes, nonce: str) -> bool:
             obstore.put(_client(bucket), name, data, mode="create", attributes={_NONCE: nonce}, use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             # The answer to an attempt that succeeded may have been lost, and the next attempt then finds our own.
-            return bool(obstore.get(_client(bucket), name).attributes.get(_NONCE) == nonce)
+            found = _repeated(lambda: obstore.get(_client(bucket), name))
+            return bool(found.attributes.get(_NONCE) == nonce)
         except (NotSupportedError, NotImplementedError) as error:
             raise StorageError(_no_conditional_put(bucket.url)) from error
     return True
@@ -228,28 +254,21 @@ def _create(bucket: Bucket, name: str, data: bytes, nonce: str) -> bool:
 
 def _list(bucket: Bucket, prefix: str) -> list[Entry]:
     import obstore
-    from obstore.exceptions import GenericError
 
-    pause, end = 0.2, time.monotonic() + float(dict(bucket.options).get("retry_timeout", _RETRY_SECONDS))
     with _explaining(bucket, prefix, "listed"):
-        while True:
-            try:
-                pages = obstore.list(_client(bucket), prefix=prefix or None)
-                found = [_entry(item) for page in pages for item in page]
-                return sorted(found, key=lambda entry: entry.name)
-            except GenericError as error:
-                # obstore repeats a request that failed, but not one whose answer broke off.
-                if "response body" not in str(error) or time.monotonic() > end:
-                    raise
-            time.sleep(pause)
-            pause = min(2 * pause, 15)
+        found = [
+            _entry(item)
+            for page in _repeated(lambda: list(obstore.list(_client(bucket), prefix=prefix or None)))
+            for item in page
+        ]
+    return sorted(found, key=lambda entry: entry.name)
 
 
 def _head(bucket: Bucket, name: str) -> Entry:
     import obstore
 
     with _explaining(bucket, name, "read"):
-        return _entry(obstore.head(_client(bucket), name))
+        return _entry(_repeated(lambda: obstore.head(_client(bucket), name)))
 
 
 def _entry(item: Any) -> Entry:
@@ -262,7 +281,7 @@ def _delete(bucket: Bucket, names: list[str]) -> None:
 
     with _explaining(bucket, names[0], "deleted"):
         try:
-            obstore.delete(_client(bucket), names)
+            _repeated(lambda: obstore.delete(_client(bucket), names))
         except (FileNotFoundError, NotFoundError) as error:  # gone already, but perhaps not the bucket
             if "NoSuchBucket" in str(error):
                 raise

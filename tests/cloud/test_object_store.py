@@ -66,19 +66,10 @@ def test_a_draft_that_fails_leaves_no_object(store):
 
 
 def test_of_eight_processes_that_create_400_objects_each_is_won_once(place):
-    command = [sys.executable, str(CREATING), place.url, json.dumps(place.options), "50"]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
-    try:
-        for process in processes:
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        won = {process.pid: json.loads(process.communicate(timeout=120)[0]) for process in processes}
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    command = [sys.executable, str(CREATING), place.url, json.dumps(place.options), "8", "50"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    won = dict(json.loads(line) for line in output.splitlines())
+    assert len(won) == 8
     created = sorted(name for names in won.values() for name in names)
     assert created == [f"{number:03}" for number in range(50)]
     for pid, names in won.items():
