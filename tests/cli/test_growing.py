@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -80,12 +81,13 @@ def test_an_analysis_that_is_there_already_is_opened(grown):
 
 
 def test_more_metrics_are_added_without_touching_what_there_is(grown):
-    grown.run("add-metric", "data/[01].parquet", "-o", "index", "--expr", "one=1")
+    grown.run("add-metric", "data/[01].parquet", "-o", "index", "--expr", "n=array_length(input_ids)")
     index = arrowds.open_index(grown.folder / "index", verify=True)
-    assert index.metrics == ["seqlen", "vocab_rarity", "one"] and index["one"].max() == 1
-    other = ("add-metric", "data/[01].parquet", "-o", "index", "--expr", "one=2")
+    assert index.metrics == ["seqlen", "vocab_rarity", "n"]
+    assert np.array_equal(index["n"].values, index["seqlen"].values)
+    other = ("add-metric", "data/[01].parquet", "-o", "index", "--expr", "n=array_length(input_ids) + 1")
     assert "choose other names, or pass --refresh" in grown.run(*other, status=1)
-    message = grown.run("add-metric", "data/*.parquet", "-o", "index", "--expr", "two=2", status=1)
+    message = grown.run("add-metric", "data/*.parquet", "-o", "index", "--expr", "m=array_length(input_ids)", status=1)
     assert "4000 samples of other data" in message
 
 
@@ -107,8 +109,6 @@ def test_ctrl_c_says_that_the_same_command_resumes_and_it_does(shell, interrupt)
 
 def test_ctrl_c_of_a_query_says_only_that(grown, interrupt):
     process = grown.start("sql", "index", "select count(*) from range(100000000000) as a(x) where hash(x) = 1")
-    import time
-
     began = time.monotonic()
     interrupt(process, lambda: time.monotonic() - began > 15)
     assert grown.end(process, status=130).splitlines()[-1] == "arrowds: interrupted"

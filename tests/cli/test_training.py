@@ -110,6 +110,11 @@ def test_an_error_of_the_model_is_one_line_and_its_traceback_a_file(run, run_yam
     assert "Run the same command again to resume" in err
     text = (tmp_path / "out" / "error.txt").read_text()
     assert text.startswith("Traceback") and text.endswith("ZeroDivisionError: width\nis odd\n")
+
+    def lose_a_rank(*_, **__):
+        raise RuntimeError("[gloo] connection closed by peer")
+
+    monkeypatch.setattr("arrowds.pipeline.run_pipeline", lose_a_rank)
     monkeypatch.setenv("RANK", "3")
     assert "rank 3 failed" in run("run", "run.yaml")[2] and (tmp_path / "out" / "error-rank3.txt").exists()
 
