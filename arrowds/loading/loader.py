@@ -127,6 +127,11 @@ class CurriculumDataLoader:
         self._ended = False  # the last iteration was complete
 
     @property
+    def num_workers(self) -> int:
+        """How many worker processes load batches."""
+        return self._loader.num_workers
+
+    @property
     def current_difficulties(self) -> dict[str, Any]:
         """The difficulty of each metric for the batch last handed out; empty before the first."""
         return dict(self._state().get("current_difficulties", {}))

@@ -239,7 +239,7 @@ def test_what_can_not_be_read_is_named(index: arrowds.Index, legacy: Path, tmp_p
     files = files_of(legacy, "seqlen")
     assert "neither 'index_path', the folder of an index, nor index_to_sample_path and index_to" in refusal({})
     assert "nor index_to_metric_path" in refusal({"index_to_sample_path": files["index_to_sample_path"]})
-    assert "do not match" in refusal(
+    assert "are from different runs" in refusal(
         files | {"index_to_metric_path": files_of(legacy, "seqlen")["index_to_sample_path"][:-15] + "sample_to_metric"},
         UnreadableFileError,
     )
@@ -424,7 +424,7 @@ def test_what_is_set_between_batches_keeps_the_place(curriculum: bool, index: ar
         resumed.load_state_dict(loader.state_dict())
         assert loader.state_dict() == state
         assert next(iter(resumed)) == tuple(whole[3])
-    assert list(loader) == [tuple(batch) for batch in (whole[3:] if curriculum else whole)]
+    assert list(loader) == [tuple(batch) for batch in whole[3:]]
 
 
 def test_the_attributes_of_deepspeeds_loader_are_there(index: arrowds.Index) -> None:
@@ -440,7 +440,8 @@ def test_the_attributes_of_deepspeeds_loader_are_there(index: arrowds.Index) -> 
         assert (loader.data is None) == (original.data is None)
         moment(iter(loader)), moment(iter(original))
     assert loader.len == len(loader) == original.len
-    assert next(loader.data) == next(original.data)
+    loader, original = ads.DeepSpeedDataLoader(*arguments), DeepSpeedDataLoader(*arguments)
+    assert next(iter(loader).data) == next(iter(original).data)
     curriculum = loader_of(efficiency({"seqlen": LINEAR | {"index_path": index.path}}))
     iter(curriculum)
     assert next(curriculum.data_iterator) == next(
@@ -473,7 +474,8 @@ def test_the_methods_of_deepspeeds_sampler_give_what_its_give(
         for between in ((0, 10), (10, 11), (99, 100), (0, 100), (5, 5)):
             found = sampler.get_sample_based_on_metric_percentile("seqlen", *between)
             expected = theirs.get_sample_based_on_metric_percentile("seqlen", *between)
-            assert [] if found is None else found.tolist() == [] if expected is None else expected.tolist()
+            assert (found is None) == (expected is None)
+            assert found is None or found.tolist() == expected.tolist()
     for _ in range(4):
         theirs.get_next_global_batch()
         sampler.get_next_global_batch()
@@ -482,7 +484,7 @@ def test_the_methods_of_deepspeeds_sampler_give_what_its_give(
         assert sampler.current_difficulties == theirs.current_difficulties
         for name, scheduler in theirs.curriculum_schedulers.items():
             here = sampler.curriculum_schedulers[name]
-            assert here.get_current_difficulty() == scheduler.get_current_difficulty()
+            assert here.state["current_difficulty"] == scheduler.state["current_difficulty"]
             assert here.get_difficulty(6) == scheduler.get_difficulty(6)
     mine, expected = iter(sampler), iter(theirs)
     for _ in range(5):

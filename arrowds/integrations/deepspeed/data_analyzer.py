@@ -363,7 +363,7 @@ def _as_metrics(
         if kind not in _KINDS:
             raise ConfigError(f"unknown metric type {kind!r}; expected one of {', '.join(_KINDS)}")
     columns = zip(names, functions, types, dtypes or [None] * len(names), strict=True)
-    return [function(name, fn, kind=_KINDS[kind], dtype=dtype) for name, fn, kind, dtype in columns]
+    return [function(name, fn, kind=_KINDS[kind], dtype=dtype).prepared() for name, fn, kind, dtype in columns]
 
 
 def _checked_count(name: str, count: int) -> int:

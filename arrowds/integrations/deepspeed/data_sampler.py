@@ -149,10 +149,8 @@ class DeepSpeedDataSampler(CurriculumSampler):
         values = find_metric(self.index, metric)
         return _or_none(values.order[values.rank(value_start) : values.rank(value_end)])
 
-    def get_sample_based_on_metric_percentile(
-        self, metric: str, percentile_start: float, percentile_end: float
-    ) -> Ids | None:
-        """Return the ids of the samples between two percentiles, by value, or None; a percent is n // 100 samples.
+    def get_sample_based_on_metric_percentile(self, metric: str, percentile_start: float, percentile_end: float) -> Ids:
+        """Return the ids of the samples between two percentiles, by value; a percent is n // 100 samples.
 
         The rest of n / 100 comes with the last percent, as in DeepSpeed's order.
         """
@@ -161,7 +159,7 @@ class DeepSpeedDataSampler(CurriculumSampler):
             len(order) if percentile >= 100 else int(len(order) // 100 * percentile)
             for percentile in (percentile_start, percentile_end)
         )
-        return _or_none(order[start:stop])
+        return order[start:stop]
 
     def _go_to(self, position: int) -> None:
         self._announced = 0
