@@ -126,7 +126,8 @@ def check_values(metric: MetricIndex, column: pa.Array) -> None:
 def check_tables(index: arrowds.Index, columns: dict[str, pa.Array]) -> None:
     """``scan`` and ``sql`` give back every value, in the declared type; DuckDB's quantiles are the index's."""
     wanted = {
-        name: [None if v is None or math.isnan(v) else v for v in column.to_pylist()] for name, column in columns.items()
+        name: [None if v is None or math.isnan(v) else v for v in column.to_pylist()]
+        for name, column in columns.items()
     }
     rows = next(len(column) for column in columns.values())
     scanned = index.scan().collect()

@@ -87,7 +87,9 @@ class Recording:
             choices = [(taken, way) for taken in (safe | loose, safe) for way in ways]
             some = {*sorted(loose)[-3:], *randomly.sample(sorted(loose), min(more, len(loose)))}
             choices += [(taken, _whole) for one in some for taken in (safe | {one}, safe | loose - {one})]
-            choices += [({*safe, *randomly.sample(sorted(loose), len(loose) // 2)}, randomly.choice(ways)) for _ in range(more)]
+            choices += [
+                ({*safe, *randomly.sample(sorted(loose), len(loose) // 2)}, randomly.choice(ways)) for _ in range(more)
+            ]
             for taken, way in choices:
                 tree = self.tree(taken, lambda node, way=way, synced=synced: synced.get(node) or way(self.files[node]))
                 key = frozenset(tree.items())
@@ -133,7 +135,7 @@ def _short(data: bytes) -> bytes:
 
 
 class _Recorder:
-    """Python's calls that change folders, patched; what Arrow's own code writes is found when it is synced or renamed."""
+    """Python's calls that change folders, patched; what Arrow writes is found when it is synced or renamed."""
 
     def __init__(self, base: Path) -> None:
         self.base = str(base)
@@ -186,7 +188,9 @@ class _Recorder:
 def recorded(base: Path) -> Iterator[Recording]:
     """Record what the block does below ``base``, in this process and its threads. All that is there is safe."""
     recorder = _Recorder(base)
-    real = {name: getattr(os, name) for name in ("rename", "replace", "link", "unlink", "remove", "mkdir", "rmdir", "fsync")}
+    real = {
+        name: getattr(os, name) for name in ("rename", "replace", "link", "unlink", "remove", "mkdir", "rmdir", "fsync")
+    }
 
     def moved(name: str):
         def call(source, target, **options):

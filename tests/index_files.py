@@ -52,7 +52,7 @@ def _digests_of(column: Column) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What an index with but one snapshot has beside the files that it names, the marks of old versions and its views."""
+    """What an index of one snapshot has beside the files that it names, the marks of old versions and its views."""
     index = arrowds.open_index(folder)
     expected = {*index.manifest.files, f"manifests/{index.version:08d}.json"}
     marks = {f"manifests/{version:08d}.json" for version in range(1, index.version)}

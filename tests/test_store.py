@@ -222,14 +222,20 @@ def test_what_is_forbidden_is_an_error_in_words():
     lines = run.stdout.splitlines()
     assert len(lines) == 5, run.stdout + run.stderr
     assert all("permission denied" in line and str(folder) in line for line in lines)
-    assert [line.split(": ")[0].rsplit(" ", 3)[-1] for line in lines] == ["read", "written", "written", "deleted", "created"]
+    assert [line.split(": ")[0].rsplit(" ", 3)[-1] for line in lines] == [
+        "read",
+        "written",
+        "written",
+        "deleted",
+        "created",
+    ]
 
 
 def test_a_path_below_a_file_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     store = LocalStore(tmp_path / "file" / "sub")
     for write in WRITERS.values():
-        with pytest.raises(StorageError, match="file/sub.* could not be"):
+        with pytest.raises(StorageError, match=r"file/sub.* could not be"):
             write(store)
     assert store.size("x") is None and store.names("") == []
 

@@ -1,4 +1,4 @@
-"""Make a handful of rows cross every size at which arrowds does something else; the one place that names those sizes."""
+"""Make a handful of rows cross every size at which arrowds does something else; all those sizes are named here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMES = {
 
 @contextmanager
 def small_thresholds(**sizes: int) -> Iterator[None]:
-    """Patch the sizes of ``_NAMES`` in this process, forks and threads included; worker processes keep the real ones."""
+    """Patch the sizes of ``_NAMES`` in this process, forks and threads included; worker processes keep theirs."""
     with pytest.MonkeyPatch.context() as patch:
         for kind, size in sizes.items():
             for module, name in _NAMES[kind]:
@@ -46,7 +46,9 @@ def small_thresholds(**sizes: int) -> Iterator[None]:
 
 
 def _importers_of(name: str) -> list[object]:
-    return [module for known, module in list(sys.modules.items()) if known.startswith("arrowds") and name in vars(module)]
+    return [
+        module for known, module in list(sys.modules.items()) if known.startswith("arrowds") and name in vars(module)
+    ]
 
 
 TINY = {"part": 8, "bucket": 12, "file": 5, "batch": 3, "group": 4, "sample": 30, "hole": 64, "inserted": 20, "run": 2}

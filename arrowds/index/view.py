@@ -171,7 +171,8 @@ def _summary(folder: Path) -> dict[str, dict[str, object]]:
     """The size and digest of each file of a view; empty where its summary is missing or damaged."""
     try:
         content = json.loads((folder / _SUMMARY).read_text())
-        return {name: {"bytes": int(content[name]["bytes"]), "xxh3": content[name]["xxh3"]} for name in (_VALUES, _ORDER)}
+        entries = {name: content[name] for name in (_VALUES, _ORDER)}
+        return {name: {"bytes": int(entry["bytes"]), "xxh3": entry["xxh3"]} for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return {}
 

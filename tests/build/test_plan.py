@@ -68,7 +68,11 @@ def test_a_source_longer_than_a_segment_becomes_several(tmp_path):
         assert len({segment.fingerprint for segment in plan.segments}) == 4
         assert [plan.task([], {}).segment_of(part).number for part in plan.parts] == [0, 1, 2, 3]
         index = arrowds.analyze(
-            pa.table({"x": [[n] * (n % 3) for n in range(10)]}), metrics.seqlen("x"), tmp_path, workers=1, progress=False
+            pa.table({"x": [[n] * (n % 3) for n in range(10)]}),
+            metrics.seqlen("x"),
+            tmp_path,
+            workers=1,
+            progress=False,
         )
         assert index["seqlen"].order.tolist() == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
 

@@ -48,7 +48,9 @@ def opened(store: Store) -> Manifest | None:
 
 def check(store: Store, snapshot: Manifest) -> None:
     """Every file has the digest that the manifest says."""
-    assert [fault for name, file in snapshot.files.items() if (fault := manifests.digest_fault(store, name, file))] == []
+    assert [
+        fault for name, file in snapshot.files.items() if (fault := manifests.digest_fault(store, name, file))
+    ] == []
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -116,7 +118,9 @@ def test_reports_that_survive_their_files_are_not_believed():
     recording, _, _ = record_of("append")
     trees = [tree for _, tree in recording.kills() if any("/reduced/" in name for name in tree)]
     last = max(trees, key=lambda tree: sum("/builds/" in name for name in tree))
-    unsynced = [name for name in last if "segment=" in name or "/runs/" in name or "/sums/" in name or "/values/" in name]
+    unsynced = [
+        name for name in last if "segment=" in name or "/runs/" in name or "/sums/" in name or "/values/" in name
+    ]
     with memory_folder() as folder, small_thresholds(**SIZES):
         analyze(folder / "whole", 1)
         expected = digests(append(folder / "whole", 2))

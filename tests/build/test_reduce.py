@@ -33,7 +33,9 @@ def test_every_program_reads_the_partition_in_order_and_each_value_in_one_bucket
         glob = f"{folder}/metrics/m/buckets/*/*/*.parquet"
         with duckdb.connect() as connection:
             read = f"read_parquet('{glob}', hive_partitioning=true)"
-            found = connection.execute(f"select value, sample_id from {read} order by bucket, value, sample_id").fetchall()
+            found = connection.execute(
+                f"select value, sample_id from {read} order by bucket, value, sample_id"
+            ).fetchall()
             split = connection.execute(f"select value from {read} group by value having count(distinct bucket) > 1")
             assert split.fetchall() == []
         assert [value for value, _ in found] == values[order].tolist()
@@ -138,7 +140,9 @@ def test_parts_of_different_types_are_named(tmp_path):
 
     table = pa.table({"x": np.arange(3000)})
     metric = arrowds.metrics.function("drift", drifting)
-    with pytest.raises(MetricValueError, match="'drift' gave int64 for some samples but double for others; declare its"):
+    with pytest.raises(
+        MetricValueError, match="'drift' gave int64 for some samples but double for others; declare its"
+    ):
         arrowds.analyze(table, metric, tmp_path / "index", workers=1, progress=False)
     declared = arrowds.metrics.function("drift", drifting, dtype="int64")
     index = arrowds.analyze(table, declared, tmp_path / "index", workers=1, progress=False)
@@ -155,7 +159,9 @@ def test_what_is_not_reduced_is_named_and_not_committed(tmp_path, monkeypatch):
     table = pa.table({"m": np.arange(50)})
     with (
         small_thresholds(bucket=20, file=10),
-        pytest.raises(IndexNotFoundError, match=r"bucket \d of metric 'm' is not reduced yet; run the reduce to its end"),
+        pytest.raises(
+            IndexNotFoundError, match=r"bucket \d of metric 'm' is not reduced yet; run the reduce to its end"
+        ),
     ):
         arrowds.analyze(table, arrowds.metrics.expr("m", pl.col("m")), tmp_path, engine=Forgetful(1), progress=False)
     with pytest.raises(IndexNotFoundError, match="unfinished"):

@@ -14,7 +14,9 @@ from arrowds.cli.messages import SPELLINGS, one_line, spelled
 
 PACKAGE = Path(arrowds.__file__).parent
 
-PYTHON = re.compile(r"\b[a-z_]+=(?:True|False|None|\[|\(|\.\.\.|'|\"|\{\}| |$)|\barrowds\.[a-z_.]+|\bindex\.[a-z_]+[(\[]")
+PYTHON = re.compile(
+    r"\b[a-z_]+=(?:True|False|None|\[|\(|\.\.\.|'|\"|\{\}| |$)|\barrowds\.[a-z_.]+|\bindex\.[a-z_]+[(\[]"
+)
 """A hint in the words of Python: an argument with a value, a function of arrowds, a method of an index."""
 
 UNREACHABLE = {
@@ -99,9 +101,15 @@ def test_the_library_has_hints_at_all():
 @pytest.mark.parametrize(("place", "text"), hints(), ids=[place for place, _ in hints()])
 def test_every_hint_has_a_spelling_for_the_command_line(place, text):
     # What is filled in is a path, a name or a list; its form decides whether the spelling finds it.
-    for filled in (text.replace("{}", "'x'"), text.replace("={}", "=['x']").replace("{}", "'x'"), text.replace("{}", "7")):
+    for filled in (
+        text.replace("{}", "'x'"),
+        text.replace("={}", "=['x']").replace("{}", "'x'"),
+        text.replace("{}", "7"),
+    ):
         said = spelled(filled)
-        if said != filled and not PYTHON.search(said.replace("arrowds.append in Python", "").replace("index.scan()", "")):
+        if said != filled and not PYTHON.search(
+            said.replace("arrowds.append in Python", "").replace("index.scan()", "")
+        ):
             return
     pytest.fail(f"{place}: {spelled(text)!r} names Python's arguments; add its spelling to arrowds.cli.messages")
 
@@ -126,7 +134,10 @@ def test_a_path_that_looks_like_a_hint_stays():
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        ("two files are damaged:\n  a: gone\n  b: short\nrestore them", "two files are damaged: a: gone; b: short; restore them"),
+        (
+            "two files are damaged:\n  a: gone\n  b: short\nrestore them",
+            "two files are damaged: a: gone; b: short; restore them",
+        ),
         ("syntax error\n\nselect x\n       ^^^", "syntax error; select x"),
         ("", ""),
     ],

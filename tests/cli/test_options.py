@@ -205,6 +205,7 @@ def reach(monkeypatch, tmp_path):
     (tmp_path / "space.json").write_text(json.dumps({"queue_depth": [11]}))
     values = {"data": {"source": "a"}, "index": {"path": "i"}, "training": {"steps": 9}, "output": "out"}
     (tmp_path / "run.json").write_text(json.dumps(values | {"batches": {"micro_batch_size": 1}}))
+
     def run(line: str, target: str) -> dict[str, Any]:
         owner, _, name = target.rpartition(".")
         holder: Any = FakeIndex if owner == "FakeIndex" else import_module(owner)
@@ -221,7 +222,9 @@ def reach(monkeypatch, tmp_path):
             "arrowds.stats.profiler.summarize": lambda *_, **__: __import__("polars").DataFrame({"step": [1]}),
             "arrowds.training_demo.require_packages": lambda: None,
             "arrowds.cli.build.newest_version": lambda *_: 0,
-            "arrowds.store.open_store": lambda *_: type("Store", (), {"entries": lambda *_: [], "names": lambda *_: []})(),
+            "arrowds.store.open_store": lambda *_: type(
+                "Store", (), {"entries": lambda *_: [], "names": lambda *_: []}
+            )(),
         }
         for path, fake in fakes.items():
             monkeypatch.setattr(path, fake)
@@ -236,7 +239,9 @@ def reach(monkeypatch, tmp_path):
             plan = arguments[next(iter(arguments))]
             fields = ("block_size", "queue_depth", "io_parallel", "single_submit", "sequential_requests")
             settings = [{field: getattr(job, field) for field in fields} for job in plan.jobs]
-            arguments = {field: getattr(plan, field) for field in ("folders", "io_size", "loops", "timeout_s", "gpu", "gds")}
+            arguments = {
+                field: getattr(plan, field) for field in ("folders", "io_size", "loops", "timeout_s", "gpu", "gds")
+            }
             arguments |= {"logs": plan.log_folder.parent, "operations": {job.operation for job in plan.jobs}}
             arguments |= {"settings": settings[0], "queue_depths": {one["queue_depth"] for one in settings}}
         return arguments

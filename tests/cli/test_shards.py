@@ -1,4 +1,4 @@
-"""``arrowds plan``, ``map`` and ``reduce`` as launchers run them: real processes, in any order, killed and run again."""
+"""``arrowds plan``, ``map`` and ``reduce`` as launchers run them: real processes, in any order, killed and rerun."""
 
 from __future__ import annotations
 

@@ -106,7 +106,10 @@ def test_an_error_of_the_model_is_one_line_and_its_traceback_a_file(run, run_yam
     monkeypatch.delitem(sys.modules, "my_model", raising=False)
     status, out, err = run("run", "run.yaml")
     assert (status, out) == (1, "") and err.count("\n") == 1
-    assert "the run failed in my_model.py, line 2: ZeroDivisionError: width; is odd; the traceback is in out/error.txt" in err
+    assert (
+        "the run failed in my_model.py, line 2: ZeroDivisionError: width; is odd; the traceback is in out/error.txt"
+        in err
+    )
     assert "Run the same command again to resume" in err
     text = (tmp_path / "out" / "error.txt").read_text()
     assert text.startswith("Traceback") and text.endswith("ZeroDivisionError: width\nis odd\n")

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from thresholds import small_thresholds
 
 from arrowds.arrays import arrow_view
 from arrowds.index.ranges import Cut, cut_buckets, is_single_value, merged, rows_per_bucket, rows_up_to
-from thresholds import small_thresholds
 
 
 @given(samples=st.integers(1, 10**12))

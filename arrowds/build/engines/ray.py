@@ -1,4 +1,4 @@
-"""Items as Ray tasks, or in a pool of Ray actors. Only items and their numbers travel; data is read where it is needed."""
+"""Items as Ray tasks, or in a pool of Ray actors. Only items and their numbers travel; data is read in place."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _IN_FLIGHT = 1000
 class RayEngine(Engine):
     """A Ray cluster: the one that this process is connected to, the one at ``address``, or a local one.
 
-    Every part of the map and every bucket of the reduce is a task, which returns its number. Dataset and metrics are put
-    into the object store once. A worker process or a node that is lost costs the items that it was busy with: they are
-    run again elsewhere. All nodes must see the index, and the data, at the same path or URL.
+    Every part of the map and every bucket of the reduce is a task, which returns its number. Dataset and metrics are
+    put into the object store once. A worker process or a node that is lost costs the items that it was busy with: they
+    are run again elsewhere. All nodes must see the index, and the data, at the same path or URL.
 
     Args:
         address: as for ``ray.init``: None for ``RAY_ADDRESS``, a cluster that runs on this machine, or else a local one
@@ -198,8 +198,8 @@ class RayEngine(Engine):
         where = "before its first part" if item is None else f"on {work.label(item)}"
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return WorkerDiedError(
-            f"a Ray worker died {where}, {self._max_retries + 1} times ({reason.strip()}); if memory ran out, ask for more "
-            "num_cpus or use smaller batches. Finished work is kept: run again to resume"
+            f"a Ray worker died {where}, {self._max_retries + 1} times ({reason.strip()}); if memory ran out, ask for "
+            "more num_cpus or use smaller batches. Finished work is kept: run again to resume"
         )
 
 

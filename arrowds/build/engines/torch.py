@@ -49,8 +49,8 @@ class TorchEngine(Engine):
     uninitialised. Any backend will do.
 
     When a rank is killed, or hangs so that not even its threads run, the others raise :class:`WorkerDiedError` with its
-    number: at most ``1.2 * timeout_s + 1`` seconds later, or when the item that they are at is done. An error of one rank
-    is raised on all. Finished work is kept, and the next run resumes, with any number of ranks.
+    number: at most ``1.2 * timeout_s + 1`` seconds later, or when the item that they are at is done. An error of one
+    rank is raised on all. Finished work is kept, and the next run resumes, with any number of ranks.
 
     Args:
         group: the ranks that take part, by default all.
@@ -316,7 +316,8 @@ class _Link:
             reason = "it was killed, hangs, or its machine is gone"
             if self._read(f"left/{self._neighbour}") is not None:
                 what, reason = "left this build before its end", "see what it says itself"
-            text = f"rank {self._neighbour} of {self.size} has {what}: {reason}. Finished work is kept: run again to resume"
+            who = f"rank {self._neighbour} of {self.size}"
+            text = f"{who} has {what}: {reason}. Finished work is kept; run again to resume"
             record = json.dumps({"type": WorkerDiedError.__name__, "text": text})
             self._store.set(f"{self._session}/{_FAILURE}", record)
             self._fail(json.loads(record))
@@ -329,8 +330,8 @@ class _Link:
 
 def _lost_store(what: str) -> dict[str, str]:
     text = (
-        f"the store of torch.distributed {what}: rank 0 or the launcher, one of which holds it, was killed, hangs, or its "
-        "machine is gone. Finished work is kept: run again to resume"
+        f"the store of torch.distributed {what}: rank 0 or the launcher, one of which holds it, was killed, hangs, or "
+        "its machine is gone. Finished work is kept: run again to resume"
     )
     return {"type": WorkerDiedError.__name__, "text": text}
 

@@ -144,7 +144,7 @@ def test_a_part_on_which_workers_die_twice_is_named_and_finished_parts_are_kept(
 
 def test_what_can_not_travel_is_refused(cluster, tmp_path):
     with pytest.raises(UnloadableTaskError, match="the dataset or a metric can't be pickled"):
-        analyze(tmp_path / "index", lambda batch, lock=threading.Lock(): batch["x"])
+        analyze(tmp_path / "index", lambda batch, lock=threading.Lock(): batch["x"])  # noqa: B008  # what can't be pickled
 
 
 DRIVER = """
