@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from waiting import wait_until
 
 PROGRAM = [sys.executable, "-c", "from arrowds.cli import main; main()"]
 
@@ -70,12 +70,3 @@ def interrupt() -> Callable[[subprocess.Popen[str], Callable[[], bool]], None]:
         os.killpg(process.pid, signal.SIGINT)
 
     return press
-
-
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until something is true of a running process."""
-    end = time.monotonic() + 60
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)

@@ -9,8 +9,8 @@ import shutil
 import signal
 
 import pytest
-from conftest import wait_until
 from index_files import assert_same
+from waiting import wait_until
 
 import arrowds
 from arrowds.build import shards as library
