@@ -62,7 +62,7 @@ def test_only_what_is_missing_is_computed(tmp_path):
     seen = []
 
     def noted(name):
-        return metrics.Function(name=name, fn=lambda batch: seen.append(name) or batch["x"], digest=name)
+        return metrics.function(name, lambda batch: seen.append(name) or batch["x"], version="1")
 
     plan, task = planned(tmp_path, [noted("a"), noted("b")])
     part = plan.parts[0]
