@@ -204,7 +204,7 @@ _function: Callable[[Any], None] | Exception | None = None
 
 
 def _prepare(parent: int, safe_path: str | None) -> None:
-    """Begin a worker: it ends with its parent, ignores Ctrl-C, and gives its programs the parent's environment."""
+    """Begin a worker, which ends with its parent, ignores Ctrl-C, and has the parent's environment again."""
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""Items as Ray tasks, or in a pool of Ray actors. Only items and their numbers travel; data is read in place."""
+"""Items as Ray tasks, or in a pool of Ray actors: only they and their numbers travel; data is read where it is used."""
 
 from __future__ import annotations
 
@@ -107,9 +107,8 @@ class RayEngine(Engine):
             try:
                 ray.init(address=self._address, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"can't connect to Ray at {self._address or 'its default address'}: {error}"
-                ) from error
+                where = self._address or "its default address"
+                raise ConfigError(f"can't connect to Ray at {where}: {error}") from error
             self._has_started_ray = True
         return ray
 

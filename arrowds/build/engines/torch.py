@@ -38,6 +38,7 @@ _ARRIVAL = 10
 """How many times the patience with a silent rank a rank may take to begin: it may have data to look through first."""
 
 _FAILURE = "failure"
+_KEPT = "Finished work is kept: run again to resume"
 _LONGEST_FACT = 200
 
 
@@ -48,9 +49,9 @@ class TorchEngine(Engine):
     URL. Where torch.distributed is not initialised, the ranks meet as the launcher's environment says, and it stays
     uninitialised. Any backend will do.
 
-    When a rank is killed, or hangs so that not even its threads run, the others raise :class:`WorkerDiedError` with its
-    number: at most ``1.2 * timeout_s + 1`` seconds later, or when the item that they are at is done. An error of one
-    rank is raised on all. Finished work is kept, and the next run resumes, with any number of ranks.
+    When a rank is killed, or hangs so that not even its threads run, the others raise :class:`WorkerDiedError` with
+    its number: at most ``1.2 * timeout_s + 1`` seconds later, or when the item that they are at is done. An error of
+    one rank is raised on all. Finished work is kept, and the next run resumes, with any number of ranks.
 
     Args:
         group: the ranks that take part, by default all.
@@ -166,9 +167,7 @@ class TorchEngine(Engine):
                 link.write(_FAILURE, json.dumps(_as_record(error, link.rank)))
             link.add("left")
             link.write(f"left/{link.rank}", "")
-            if (
-                link.rank == 0
-            ):  # it may hold the store, which the others need until they have left, or know of the error
+            if link.rank == 0:  # it may hold the store, which others need until they have left, or know of the error
                 patience = self._timeout if error is None else 3 * link.interval
                 until = time.monotonic() + patience
                 while link.add("left", 0) < link.size and time.monotonic() < until:
@@ -316,8 +315,7 @@ class _Link:
             reason = "it was killed, hangs, or its machine is gone"
             if self._read(f"left/{self._neighbour}") is not None:
                 what, reason = "left this build before its end", "see what it says itself"
-            who = f"rank {self._neighbour} of {self.size}"
-            text = f"{who} has {what}: {reason}. Finished work is kept; run again to resume"
+            text = f"rank {self._neighbour} of {self.size} has {what}: {reason}. {_KEPT}"
             record = json.dumps({"type": WorkerDiedError.__name__, "text": text})
             self._store.set(f"{self._session}/{_FAILURE}", record)
             self._fail(json.loads(record))
@@ -331,7 +329,7 @@ class _Link:
 def _lost_store(what: str) -> dict[str, str]:
     text = (
         f"the store of torch.distributed {what}: rank 0 or the launcher, one of which holds it, was killed, hangs, or "
-        "its machine is gone. Finished work is kept: run again to resume"
+        f"its machine is gone. {_KEPT}"
     )
     return {"type": WorkerDiedError.__name__, "text": text}
 
@@ -344,7 +342,7 @@ def _as_record(error: BaseException, rank: int) -> dict[str, str]:
     told = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed with {name}: {error}"
     return {
         "type": WorkerDiedError.__name__,
-        "text": f"rank {rank} {told}. Finished work is kept: run again to resume",
+        "text": f"rank {rank} {told}. {_KEPT}",
     }
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from arrowds.build.api import run
 from arrowds.build.commit import begin
-from arrowds.build.engines import LocalEngine
+from arrowds.build.engines import LocalEngine, TorchEngine
 from arrowds.build.operations import plan_analysis, plan_more_metrics
 from arrowds.build.plan import BuildPlan
 from arrowds.build.progress import ProgressCallback
@@ -27,7 +29,7 @@ from arrowds.integrations.deepspeed import sample_order
 from arrowds.integrations.deepspeed.analyzer_files import PER_SAMPLE, TOTAL, AnalyzerFiles, has_thread_files
 from arrowds.integrations.deepspeed.custom_map import CustomMap, ThreadRows, run_threads, split
 from arrowds.integrations.deepspeed.export import AnalyzerRun, export_index, stored_dtype
-from arrowds.integrations.deepspeed.ranks import is_initialized, together
+from arrowds.integrations.deepspeed.ranks import is_initialized
 from arrowds.integrations.deepspeed.sample_order import SampleOrder
 from arrowds.integrations.deepspeed.stored_values import index_stored_values
 from arrowds.metrics import Kind, Metric, function
@@ -220,29 +222,52 @@ class DataAnalyzer(AnalyzerFiles):
         plan, order = self._plan()
         if not isinstance(plan, Manifest):
             reduce_share(plan, 1, 1, LocalEngine())
+        return self._finished(order)
+
+    def _finished(self, order: SampleOrder | None) -> Index:
         index = open_index(self.save_path) if order is None else self._by_sample(order)
         self._write_deepspeed_files(index)
         return index
 
     def run_map_reduce(self, comm_group: Any = None) -> Index | None:
-        """Map, wait for all workers, reduce on worker 0 and return the index, on every worker.
+        """Map and reduce on the ranks of torch.distributed, or here where there are none; return the index on each.
+
+        With one thread for each rank, the ranks take parts as they get through them. Otherwise each rank maps the share
+        of its ``worker_id``, and the first one of the group reduces.
 
         Args:
             comm_group: the torch.distributed group of the workers; by default all ranks.
 
         Raises:
-            ConfigError: for several workers without torch.distributed.
-            WorkerDiedError: when another worker failed.
+            ConfigError: for several workers without torch.distributed, and for ranks with different data or metrics.
+            WorkerDiedError: when another rank failed or died; names it.
         """
         if self.num_workers > 1 and not is_initialized():
             raise ConfigError(
                 f"{self.num_workers} workers can wait for each other only where torch.distributed is initialised; "
                 "call run_map() on each, and run_reduce() on one when all have ended"
             )
-        together(self.run_map, comm_group)
-        together(lambda: self.run_reduce() if self.worker_id == 0 else None, comm_group)
+        if not is_initialized():
+            self.run_map()
+            return self.run_reduce()
+        with TorchEngine(comm_group) as engine:
+            if self._has_steps_of_its_own or len(self._threads()) > 1:
+                self.run_map()
+                engine.once(self.run_reduce)
+            else:
+                plan, order = self._plan()
+                if isinstance(plan, BuildPlan):
+                    run(plan, plan.store, engine, resume=True, progress=self.progress)
+                engine.once(partial(self._finished, order))
         no_index = self.custom_reduce is not None or self._by_files
         return None if no_index else open_index(self.save_path)
+
+    @property
+    def _has_steps_of_its_own(self) -> bool:
+        """Whether the map or the reduce is not just that of an index."""
+        steps = ("run_map", "run_map_helper", "run_reduce", "merge_map_results")
+        overridden = any(getattr(type(self), name) is not getattr(DataAnalyzer, name) for name in steps)
+        return overridden or self._by_files or self.custom_reduce is not None
 
     def _threads(self) -> Sequence[int]:
         return self.specific_threads or range(self.num_threads)

@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 class DistributedDataAnalyzer(DataAnalyzer):
     """Measure every sample of a torch dataset on all ranks, as DeepSpeed's class of this name, into an arrowds index.
 
-    Arguments and their order are DeepSpeed's. Each rank measures its share and writes it to ``save_path``, which all
-    must see; rank 0 finishes the index. Nothing but "done" is sent between ranks, so values of any type stay exact.
+    Arguments and their order are DeepSpeed's. The ranks take parts of the dataset and write them to ``save_path``,
+    which all must see. They meet in torch's store alone, see :class:`arrowds.build.engines.TorchEngine`: nothing
+    passes through a device, and values of any type stay exact.
 
     Args:
         dataset: a map-style torch dataset.
@@ -92,13 +93,14 @@ class DistributedDataAnalyzer(DataAnalyzer):
         self.device = device
 
     def run_map_reduce(self, comm_group: Any = None) -> Index | None:
-        """Measure this rank's share, wait for the others, finish the index on rank 0 and return it on every rank.
+        """Measure the dataset together with the other ranks, and return the index on every rank.
 
         Args:
             comm_group: the torch.distributed group of the ranks; by default that of the constructor.
 
         Raises:
-            WorkerDiedError: when another rank failed.
+            ConfigError: when ranks have different data or metrics.
+            WorkerDiedError: when another rank failed or died; names it.
         """
         return super().run_map_reduce(self.comm_group if comm_group is None else comm_group)
 

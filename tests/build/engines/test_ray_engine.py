@@ -102,7 +102,7 @@ def test_an_actor_loads_a_model_once_and_does_many_parts(cluster, tmp_path):
         def __reduce__(self):
             return Model, ()
 
-    metric = arrowds.metrics.Function(name="m", fn=Model(), digest="a model")
+    metric = arrowds.metrics.function("m", Model(), version="a model")
     index = arrowds.analyze(numbers(), metric, tmp_path / "index", engine=RayEngine(actors=2), progress=False)
     assert index["m"].values.tolist() == [i * 7919 % 1000 * 3 for i in range(ROWS)]
     assert 1 <= len(list(loaded.iterdir())) <= 2
@@ -143,8 +143,9 @@ def test_a_part_on_which_workers_die_twice_is_named_and_finished_parts_are_kept(
 
 
 def test_what_can_not_travel_is_refused(cluster, tmp_path):
+    lock = threading.Lock()
     with pytest.raises(UnloadableTaskError, match="the dataset or a metric can't be pickled"):
-        analyze(tmp_path / "index", lambda batch, lock=threading.Lock(): batch["x"])  # noqa: B008  # what can't be pickled
+        analyze(tmp_path / "index", lambda batch: batch["x"] if lock else None)
 
 
 DRIVER = """
@@ -161,7 +162,7 @@ def noted(batch):
     return batch["x"]
 
 noted_from = sys.argv[2]
-arrowds.analyze(numbers(), [*metrics_of_numbers(), arrowds.metrics.Function(name="noted", fn=noted, digest="1")],
+arrowds.analyze(numbers(), [*metrics_of_numbers(), arrowds.metrics.function("noted", noted, version="1")],
                 sys.argv[1], engine=RayEngine(sys.argv[3], num_cpus=1), progress=False)
 """.replace("Path(sys.argv[2])", "Path(noted_from)")
 
@@ -255,7 +256,7 @@ def test_a_lost_node_costs_the_parts_that_it_was_at(cluster, tmp_path, options):
         time.sleep(0.1)
         return batch["x"]
 
-    chosen = [*metrics_of_numbers(), arrowds.metrics.Function(name="noted", fn=noted, digest="1")]
+    chosen = [*metrics_of_numbers(), arrowds.metrics.function("noted", noted, version="1")]
     lost = []
 
     def lose(done, total):
@@ -278,6 +279,6 @@ def test_a_lost_node_costs_the_parts_that_it_was_at(cluster, tmp_path, options):
     assert len(again) >= 1
     assert again <= {start for start, node in began() if node in lost}
     assert len(again) <= 2  # what its one worker was at, and what waited for it
-    chosen[-1] = arrowds.metrics.Function(name="noted", fn=lambda batch: batch["x"], digest="1")
+    chosen[-1] = arrowds.metrics.function("noted", lambda batch: batch["x"], version="1")
     arrowds.analyze(numbers(), chosen, tmp_path / "whole", workers=1, progress=False)
     assert contents(tmp_path / "index") == contents(tmp_path / "whole")

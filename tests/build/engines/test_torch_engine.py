@@ -169,7 +169,7 @@ def waits(batch):
     if rank == 0 and batch["id"][0] == 0:
         time.sleep(3)
     return slow(batch)
-build([*chosen, arrowds.metrics.Function(name="waits", fn=waits, digest="1")])
+build([*chosen, arrowds.metrics.function("waits", waits, version="1")])
 dist.barrier()
 os._exit(0)  # gloo's threads may abort a process that ends as usual
 """
@@ -181,12 +181,12 @@ os._exit(0)  # gloo's threads may abort a process that ends as usual
     by_rank = [path.name.split("-")[2] for path in tmp_path.glob("began-*")]
     assert sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("began-*")) == STARTS  # each part once
     assert by_rank.count("0") <= 2  # the others have taken what rank 0 was too late for
-    chosen = [*metrics_of_numbers(), arrowds.metrics.Function(name="waits", fn=lambda b: b["x"], digest="1")]
+    chosen = [*metrics_of_numbers(), arrowds.metrics.function("waits", lambda b: b["x"], version="1")]
     arrowds.analyze(numbers(), chosen, tmp_path / "one", workers=1, progress=False)
     assert_same(tmp_path / "index", tmp_path / "one")
 
 
-SLOW = 'build([*chosen, arrowds.metrics.Function(name="slow", fn=slow, digest="1")])\n'
+SLOW = 'build([*chosen, arrowds.metrics.function("slow", slow, version="1")])\n'
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_others_with_its_name_and_the_next_ru
     assert done.returncode == 0, done.stderr
     again = {int(path.name.split("-")[1]) for path in tmp_path.glob("began-*") if path.name not in before}
     assert not again & kept
-    chosen = [*metrics_of_numbers(), arrowds.metrics.Function(name="slow", fn=lambda b: b["x"], digest="1")]
+    chosen = [*metrics_of_numbers(), arrowds.metrics.function("slow", lambda b: b["x"], version="1")]
     arrowds.analyze(numbers(), chosen, tmp_path / "one", workers=1, progress=False)
     assert_same(tmp_path / "index", tmp_path / "one")
 
@@ -231,7 +231,7 @@ def broken(batch):
     if 4450 in batch["id"]:
         raise ZeroDivisionError("on purpose")
     return slow(batch)
-build([*chosen, arrowds.metrics.Function(name="broken", fn=broken, digest="1")])
+build([*chosen, arrowds.metrics.function("broken", broken, version="1")])
 """,
             "MetricFailedError",
             r"^metric 'broken' raised ZeroDivisionError on sample 4450: on purpose",
