@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from index_files import assert_same, contents
 
 import arrowds
-from arrowds.index.paths import Layout
 
 TABLE = pa.table({"x": [[1, 2], [3], []]})
 
@@ -35,7 +34,7 @@ def test_paths_may_be_relative_begin_with_a_tilde_or_be_links(tmp_path, monkeypa
     analyze(TABLE, arrowds.metrics.seqlen("x"), tmp_path / "link")
     analyze(TABLE, arrowds.metrics.seqlen("x"), "link", overwrite=True)
     assert arrowds.open_index("~/index").num_samples == 3
-    assert arrowds.open_index("link", verify=True).manifest.generation == 2
+    assert arrowds.open_index("link", verify=True).version == 2
     assert_same(tmp_path / "home" / "index", tmp_path / "relative")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["disk", "home", "link", "relative"]
 
@@ -84,20 +83,16 @@ def test_pandas_frames_are_tables(tmp_path):
 def test_the_manifest_lists_every_file_and_only_those(tmp_path):
     chosen = [arrowds.metrics.seqlen("x"), arrowds.metrics.vocab_rarity("x")]
     index = analyze(TABLE, chosen, tmp_path)
-    assert sorted(contents(tmp_path)) == sorted(["manifest.json", *index.manifest.files])
-    assert {name for name in index.manifest.files if "parts" in name} == {
-        "metrics/seqlen/parts/part-00000.parquet",
-        "metrics/vocab_rarity/parts/part-00000.parquet",
-    }
+    assert sorted(contents(tmp_path)) == sorted(["manifests/00000001.json", *index.manifest.files])
 
 
-def test_the_parts_hold_the_whole_metric_in_sample_order(tmp_path):
-    """What the map needs no more is still what people query and rebuild the maps from."""
+def test_the_values_lie_in_sample_order_and_the_buckets_in_that_of_the_values(tmp_path):
+    """What people query without arrowds, and rebuild the maps from."""
     values = np.random.default_rng(0).permutation(5000)
     index = analyze(pa.table({"y": values}), arrowds.metrics.expr("m", pl.col("y")), tmp_path)
-    frame = pl.read_parquet(tmp_path / "metrics/m/parts/*.parquet")
-    assert frame["sample_id"].to_list() == list(range(5000))
-    assert frame["value"].to_list() == values.tolist()
+    assert pl.read_parquet(tmp_path / "metrics/m/values/*/*.parquet")["value"].to_list() == values.tolist()
+    bucketed = pl.read_parquet(tmp_path / "metrics/m/buckets/*/*/*.parquet")
+    assert bucketed["sample_id"].to_list() == np.argsort(values, kind="stable").tolist()
     assert index["m"].values.tolist() == values.tolist()
 
 
@@ -129,9 +124,9 @@ def test_a_build_of_a_torch_dataset_follows_its_collate_function(tmp_path):
             raise ValueError
         return batch
 
-    fn = arrowds.metrics.Function(name="m", fn=failing, digest="same")
+    fn = arrowds.metrics.function("m", failing, version="same")
     with pytest.raises(arrowds.errors.MetricFailedError):
         analyze(source(2), fn, tmp_path / "index", workers=1)
-    assert Layout(tmp_path / "index").part("m", 0).exists()
+    assert list((tmp_path / "index").glob("builds/*/runs/m/00000.arrow"))
     index = analyze(source(1), fn, tmp_path / "index", workers=1)
     assert index["m"].values.tolist() == list(range(3000))
