@@ -349,11 +349,13 @@ def commit(store: Store, based_on: Callable[[Manifest | None], Manifest]) -> Man
 
     Args:
         store: the index.
-        based_on: makes the new manifest of the newest one (None for the first); may raise to give up.
+        based_on: makes the new manifest of the newest one (None for the first); may raise to give up, or return the
+            newest one where that has everything already.
     """
     while True:
-        proposed = based_on(latest(store))
-        if store.create(paths.manifest(proposed.version), proposed.to_json()):
+        newest = latest(store)
+        proposed = based_on(newest)
+        if proposed is newest or store.create(paths.manifest(proposed.version), proposed.to_json()):
             return proposed
 
 
