@@ -48,7 +48,7 @@ def run_demo(folder: Path, *, library: Path | None = None) -> Demo:
     """Write ``functions.parquet`` and the index of it into ``folder``; an earlier demo there is replaced.
 
     Args:
-        folder: made if it is not there.
+        folder: created if missing.
         library: the folder of Python files to read; by default the standard library of this Python.
 
     Raises:
@@ -57,7 +57,7 @@ def run_demo(folder: Path, *, library: Path | None = None) -> Demo:
     """
     data = folder / "functions.parquet"
     if folder.exists() and not data.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise IndexExistsError(f"{folder} holds something that is no demo; choose a new folder with --keep DIR")
+        raise IndexExistsError(f"{folder} is not empty and is not a demo; choose a new folder with --keep DIR")
     frame = read_functions(library or Path(sysconfig.get_path("stdlib")))
     folder.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(data)

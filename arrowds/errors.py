@@ -3,7 +3,7 @@
     ArrowdsError
     |-- MissingExtraError (ImportError)         an optional dependency is not installed
     |-- UnsupportedError (ValueError)           a known name that this version can't serve yet
-    |-- ConfigError (ValueError)                an argument or a configuration file that makes no sense
+    |-- ConfigError (ValueError)                an argument or a configuration file that is invalid
     |   |-- TokenBudgetError                    a sample is longer than the budget of a batch
     |   `-- EmptyPoolError                      a difficulty admits no sample at all
     |-- SourceError (ValueError)                the data can't be read as asked
@@ -56,7 +56,7 @@ class UnsupportedError(ArrowdsError, ValueError):
 
 
 class ConfigError(ArrowdsError, ValueError):
-    """An argument or a configuration that makes no sense."""
+    """An argument or a configuration that is invalid."""
 
 
 class TokenBudgetError(ConfigError):
