@@ -239,7 +239,7 @@ def test_what_can_not_be_read_is_named(index: arrowds.Index, legacy: Path, tmp_p
     files = files_of(legacy, "seqlen")
     assert "neither 'index_path', the folder of an index, nor index_to_sample_path and index_to" in refusal({})
     assert "nor index_to_metric_path" in refusal({"index_to_sample_path": files["index_to_sample_path"]})
-    assert "are from different runs" in refusal(
+    assert "do not match" in refusal(
         files | {"index_to_metric_path": files_of(legacy, "seqlen")["index_to_sample_path"][:-15] + "sample_to_metric"},
         UnreadableFileError,
     )
