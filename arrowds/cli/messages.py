@@ -31,6 +31,15 @@ SPELLINGS: dict[str, str] = {
     r"leave it out with metrics=\[[^\]]*\]": "leave it out by naming the others with --metric",
     r"choose with metrics=\[\.\.\.\]": "choose with --metric",
     r"rank must lie in \[0, world_size=(\d+)\)": r"--rank must lie in [0, --world-size \1)",
+    r"with engine='torch' the ranks are the workers; leave workers=None": (
+        "with --engine torch the ranks are the workers; leave out --workers"
+    ),
+    r"engine='torch' needs ranks: start the script with torchrun, .* first": (
+        "--engine torch needs ranks: start the command with torchrun --no-python, or with srun"
+    ),
+    r"pass RayEngine\(runtime_env=\.\.\.\)": "install it there",
+    r"pass cache_dir=\.\.\. \(or set (\S+)\) on another disk": r"set \1 to a folder on another disk",
+    r"pass cache_dir=\.\.\. to keep": "set ARROWDS_CACHE_DIR to keep",
     r"pass log=False": "pass --no-log",
     r"got between=": "got --between ",
     r"pass num_samples": "pass --num-samples",

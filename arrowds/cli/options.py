@@ -176,8 +176,8 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one of a launch by torchrun that prints."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the one of a launch by torchrun or srun that prints."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def typed(*arguments: str | Path) -> str:

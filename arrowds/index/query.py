@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import duckdb
     from pyarrow.dataset import Dataset
 
+_SECONDS_BETWEEN_CHECKS = 0.2
 _SQL_TYPES = {
     "bool": "BOOLEAN",
     "uint16": "USMALLINT",
@@ -227,10 +229,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
         if not allow_files:
             _confine(connection, [file.path for segment in index.manifest.segments for file in segment.data])
             _check_reads_only(connection, statement)
-        relation = connection.sql(statement)
-        if relation is None:
-            raise ConfigError(f"the statement returns no table: {statement!r}")
-        return pl.DataFrame(relation.to_arrow_table())
+        return _interruptible(connection, statement)
     except duckdb.PermissionException as error:
         raise ConfigError(
             f"the query sees the index and the files of its data only; pass allow_files=True to lift that ({error})"
@@ -240,6 +239,29 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
         raise ConfigError(f"DuckDB refused the query: {error}") from error
     finally:
         connection.close()
+
+
+def _interruptible(connection: duckdb.DuckDBPyConnection, statement: str) -> pl.DataFrame:
+    """Run a statement in a thread, so that Ctrl-C need not wait until it ends, as it would in DuckDB.
+
+    Polars' signal handler restarts system calls: a wait without a timeout would not notice the signal.
+    """
+
+    def run() -> pl.DataFrame:
+        relation = connection.sql(statement)
+        if relation is None:
+            raise ConfigError(f"the statement returns no table: {statement!r}")
+        return pl.DataFrame(relation.to_arrow_table())
+
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run)
+        try:
+            while not wait([running], timeout=_SECONDS_BETWEEN_CHECKS).done:
+                pass
+            return running.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
 
 
 def _confine(connection: duckdb.DuckDBPyConnection, files: list[str]) -> None:

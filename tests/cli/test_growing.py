@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,14 +109,19 @@ def test_ctrl_c_says_that_the_same_command_resumes_and_it_does(shell, interrupt)
 
 def test_ctrl_c_of_a_query_says_only_that(grown, interrupt):
     process = grown.start("sql", "index", "select count(*) from range(100000000000) as a(x) where hash(x) = 1")
-    began = time.monotonic()
-    interrupt(process, lambda: time.monotonic() - began > 15)
+    interrupt(process, lambda: processor_seconds(process.pid) > 8)  # it is past its imports, and runs
     assert grown.end(process, status=130).splitlines()[-1] == "arrowds: interrupted"
+
+
+def processor_seconds(process: int) -> float:
+    """The processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_vacuum_says_what_unfinished_builds_it_removed(grown):
     grown.run("plan", "data/*.parquet", "-o", "index", "--append")
     assert "files removed: 0" in grown.run("vacuum", "index")
-    [build] = os.listdir(grown.folder / "index/builds")
+    [build] = [path.name for path in (grown.folder / "index/builds").iterdir()]
     assert f"unfinished build removed: {build}" in grown.run("vacuum", "index", "--unfinished")
     assert not (grown.folder / "index/builds").exists()

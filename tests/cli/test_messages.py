@@ -51,6 +51,7 @@ SAID_OTHERWISE = (
     "expr(",
     "({}, {}, nulls=",
     "read_parquet(",
+    "import serve; serve()",
     "percentiles must be 0 <= lo <= hi",  # of a lookup that no command does
     "CREATE ",
     ". What only yields one sample after the other",  # of Python objects

@@ -55,10 +55,22 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         for line, expected in BUILD
         if not {"workers", "engine", "resume"} & expected.keys()
     ),
-    ("plan a -o out --append", "arrowds.build.shards.plan_build", {"append": True, "metrics": None, "overwrite": False}),
-    ("plan a -o out --metric seqlen --overwrite", "arrowds.build.shards.plan_build", {"overwrite": True, "append": False}),
+    (
+        "plan a -o out --append",
+        "arrowds.build.shards.plan_build",
+        {"append": True, "metrics": None, "overwrite": False},
+    ),
+    (
+        "plan a -o out --metric seqlen --overwrite",
+        "arrowds.build.shards.plan_build",
+        {"overwrite": True, "append": False},
+    ),
     ("map i --shard 3/40", "arrowds.build.shards.map_shard", {"path": "i", "shard": 3, "of": 40, "workers": None}),
-    (f"map i --shard 1/1 --workers 2 {S3_OPTIONS}", "arrowds.build.shards.map_shard", {"workers": 2, "storage_options": S3}),
+    (
+        f"map i --shard 1/1 --workers 2 {S3_OPTIONS}",
+        "arrowds.build.shards.map_shard",
+        {"workers": 2, "storage_options": S3},
+    ),
     ("reduce i", "arrowds.build.shards.reduce_build", {"path": "i", "shard": 1, "of": 1, "storage_options": None}),
     (
         f"reduce i --shard 2/8 --workers 5 {S3_OPTIONS}",
@@ -75,7 +87,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     (f"vacuum s3://b/i {S3_OPTIONS}", "arrowds.vacuum", {"path": "s3://b/i", "storage_options": S3}),
     (f"versions i {S3_OPTIONS}", "arrowds.versions", {"path": "i", "storage_options": S3}),
     *(
-        (f"{command} --version 4 {S3_OPTIONS}", "arrowds.index.open_index", {"path": "i", "version": 4, "storage_options": S3})
+        (
+            f"{command} --version 4 {S3_OPTIONS}",
+            "arrowds.index.open_index",
+            {"path": "i", "version": 4, "storage_options": S3},
+        )
         for command in ("info i", "sql i q", "plot i m", "verify i", "export i f", "batch i --config c --step 1")
     ),
     ("info i", "arrowds.index.open_index", {"path": "i", "version": None, "storage_options": None}),
@@ -85,7 +101,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("plot i m --bins 7 --log", "arrowds.plots.text_histogram", {"bins": 7, "log": True}),
     ("plot i m --no-log --between 1 99.5", "arrowds.plots.text_histogram", {"log": False, "between": (1.0, 99.5)}),
     ("plot i m -o x.png", "arrowds.plots.plot", {"path": Path("x.png"), "bins": 50, "log": None, "between": None}),
-    ("plot i m -o x.svg --bins 7 --log --between 0 50", "arrowds.plots.plot", {"bins": 7, "log": True, "between": (0.0, 50.0)}),
+    (
+        "plot i m -o x.svg --bins 7 --log --between 0 50",
+        "arrowds.plots.plot",
+        {"bins": 7, "log": True, "between": (0.0, 50.0)},
+    ),
     ("verify i", "FakeIndex.verify", {}),
     ("export i f", "arrowds.integrations.deepspeed.export_index", {"folder": Path("f"), "metrics": None}),
     ("export i f --metric a --metric b", "arrowds.integrations.deepspeed.export_index", {"metrics": ["a", "b"]}),
@@ -125,7 +145,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         {"step": 3, "last": 7, "difficulties": None},
     ),
     ("profile plot f --difficulties d", "arrowds.stats.profiler.read_difficulties", {"path": Path("d")}),
-    ("aio import LOGS -o o.parquet --run monday", "arrowds.stats.aio.append", {"path": Path("o.parquet"), "run_id": "monday"}),
+    (
+        "aio import LOGS -o o.parquet --run monday",
+        "arrowds.stats.aio.append",
+        {"path": Path("o.parquet"), "run_id": "monday"},
+    ),
     ("aio best LOGS --by sum", "arrowds.stats.aio.rank", {"by": "sum", "rows": 8}),
     ("aio best LOGS --target nowhere", "arrowds.cli.aio.ConfigError", {}),
     ("aio best LOGS --run monday", "arrowds.cli.aio.ConfigError", {}),
@@ -141,15 +165,29 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "--loops 2 --timeout 9 --no-write --gpu --gds --logs l",
         "arrowds.cli.aio.check_sweep",
         {
-            "folders": (Path("d"),), "io_size": "7M", "loops": 2, "timeout_s": 9.0, "gpu": True, "gds": True,
-            "logs": Path("l"), "operations": {"read"},
-            "settings": {"block_size": "2M", "queue_depth": 3, "io_parallel": 5, "single_submit": True,
-                         "sequential_requests": False},
+            "folders": (Path("d"),),
+            "io_size": "7M",
+            "loops": 2,
+            "timeout_s": 9.0,
+            "gpu": True,
+            "gds": True,
+            "logs": Path("l"),
+            "operations": {"read"},
+            "settings": {
+                "block_size": "2M",
+                "queue_depth": 3,
+                "io_parallel": 5,
+                "single_submit": True,
+                "sequential_requests": False,
+            },
         },
     ),
-    ("aio sweep d --no-read --sweep-config space.json", "arrowds.cli.aio.check_sweep",
-     {"operations": {"write"}, "gpu": False, "gds": False, "queue_depths": {11}}),
-]  # fmt: skip
+    (
+        "aio sweep d --no-read --sweep-config space.json",
+        "arrowds.cli.aio.check_sweep",
+        {"operations": {"write"}, "gpu": False, "gds": False, "queue_depths": {11}},
+    ),
+]
 
 ELSEWHERE = {
     # What changes the printed form only, or is applied after the library's answer, is tested by what is printed.
@@ -158,7 +196,8 @@ ELSEWHERE = {
     "test_shards.py": {"plan --json"},
     "test_profile.py": {"profile show --step", "profile show --last", "profile show --csv",
                         "profile plot -o"},
-    "test_aio.py": {"aio show --operation", "aio show --status", "aio show --limit", "aio show --run", "aio show --target",
+    "test_aio.py": {"aio show --operation", "aio show --status", "aio show --limit", "aio show --run",
+                    "aio show --target",
                     "aio best --top", "aio sweep -o", "aio sweep --yes"},
 }  # fmt: skip
 
