@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 REQUESTS_AT_ONCE = 16
 """How many requests of one process are worth having under way: enough to fill a network, few enough for its memory."""
 
-_NONCE = "arrowds-commit"
+_NONCE = "arrowdscommit"  # Azure takes letters, digits and underscores, proxies drop names with underscores
 _RETRIES = 10
 _RETRY_SECONDS = 120.0
 _LONGEST_ANSWER = 5.0
