@@ -51,9 +51,7 @@ def grown(path) -> None:
     """Everything that makes a snapshot: versions 1 to 5."""
     analyze(path, 3, 1)
     append(path, 2)
-    arrowds.add_metrics(
-        rows(3, 1, 2), arrowds.metrics.expr("y", -pl.col("x")), path, workers=1, progress=False
-    )
+    arrowds.add_metrics(rows(3, 1, 2), arrowds.metrics.expr("y", -pl.col("x")), path, workers=1, progress=False)
     arrowds.compact(path, workers=1)
     analyze(path, 9, overwrite=True)
 
@@ -185,9 +183,7 @@ def test_a_vacuum_leaves_unfinished_builds_alone_unless_it_is_told(tmp_path):
     """In the map, in the reduce, and between the two."""
     analyze(tmp_path, 3, 1, metrics=FX)
     analyze(tmp_path, 5, metrics=FX, overwrite=True)
-    index = during(
-        tmp_path, lambda: arrowds.vacuum(tmp_path), lambda metric: append(tmp_path, 2, metrics=metric)
-    )
+    index = during(tmp_path, lambda: arrowds.vacuum(tmp_path), lambda metric: append(tmp_path, 2, metrics=metric))
     assert index["x"].values.tolist() == [5, 2]
     index.verify()
 
@@ -310,7 +306,9 @@ def test_a_compaction_keeps_what_was_added_meanwhile(tmp_path, monkeypatch, riva
 
 def test_a_writer_that_wakes_late_does_not_replace_what_another_has_finished(tmp_path):
     """It slept for any time, on any host, whatever its clock says: no lock is asked."""
-    with pytest.raises(IndexExistsError, match="was finished by another run meanwhile; open it, or pass overwrite=True"):
+    with pytest.raises(
+        IndexExistsError, match="was finished by another run meanwhile; open it, or pass overwrite=True"
+    ):
         during(tmp_path, lambda: analyze(tmp_path, 4, 5), lambda metric: analyze(tmp_path, 1, metrics=metric))
     index = arrowds.open_index(tmp_path, verify=True)
     assert (index.version, index["x"].values.tolist()) == (1, [4, 5])
@@ -381,7 +379,9 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path):
         for n in range(3)
     ]
     for racer in racers:
-        racer.communicate(b"go\n", timeout=300) if racer is racers[-1] else racer.stdin.write(b"go\n") or racer.stdin.flush()
+        racer.communicate(b"go\n", timeout=300) if racer is racers[-1] else racer.stdin.write(
+            b"go\n"
+        ) or racer.stdin.flush()
     assert [racer.wait(300) for racer in racers] == [0, 0, 0]
     for racer in racers[:-1]:
         racer.stdin.close()
