@@ -45,6 +45,22 @@ def test_a_part_is_a_sorted_run_and_its_values(tmp_path):
     assert values_of(task, metric, plan.parts[1]) == list(range(-1024, -2048, -1))
 
 
+def test_integers_take_the_smallest_type_that_holds_those_of_the_part(tmp_path):
+    x = np.concatenate([np.arange(1024) % 200, np.arange(1024) - 300, np.full(452, 1 << 40)])
+    metric = metrics.expr("m", pl.when(pl.col("x") == 5).then(None).otherwise(pl.col("x")), nulls="keep")
+    plan, task = planned(tmp_path, metric, pa.table({"x": x}))
+    for part in plan.parts:
+        map_part(task, part)
+        rows = enumerate(x[part.start : part.stop].tolist(), part.start)
+        expected = sorted((value, n) for n, value in rows if value != 5)
+        assert rows_of(task, metric, part) == expected
+        assert values_of(task, metric, part) == np.where(x == 5, 0, x)[part.start : part.stop].tolist()
+    runs = [run_of(task, metric, part) for part in plan.parts]
+    kinds = [next(run.between(None, None)).schema.field("value").type for run in runs]
+    assert kinds == [pa.uint8(), pa.int16(), pa.uint64()]
+    assert {run.kind for run in runs} == {pa.int64()}
+
+
 SUMS = {"0-d": 3, "1-d": [1, 2], "2-d": [[1.5, 2], [3, 4]], "empty": np.zeros((0, 2))}
 
 
