@@ -215,6 +215,7 @@ def _merged(store: Store, build: str, base: Manifest, group: Sequence[int], plan
         fingerprint=manifests.extended("", *(f"{segment.fingerprint}:{segment.num_samples}" for segment in segments)),
         num_samples=sum(segment.num_samples for segment in segments),
         data=tuple(file for segment in segments for file in segment.data),
+        merged=tuple(piece for segment in segments for piece in segment.pieces),
         columns={column.metric: finished_column(column) for column in planned},
         totals=totals,
     )
