@@ -1,4 +1,4 @@
-"""More metrics of the same samples: nothing else is touched; totals that metrics are defined with keep their version."""
+"""More metrics of the same samples: nothing else is touched; the totals that define a metric keep their version."""
 
 from __future__ import annotations
 
@@ -129,7 +129,9 @@ def function(by: int, name: str = "m"):
 
 def test_an_append_rebuilds_what_it_can_and_asks_for_functions(tmp_path):
     analyze(tmp_path, metrics=[X, function(2)])
-    with pytest.raises(MetricError, match=r"can't rebuild m, which only the code that made it can measure; pass metrics="):
+    with pytest.raises(
+        MetricError, match=r"can't rebuild m, which only the code that made it can measure; pass metrics="
+    ):
         append(tmp_path)
     with pytest.raises(MetricError, match="defines metric 'm' otherwise; append with the metric that it was made with"):
         append(tmp_path, metrics=function(3))
@@ -144,7 +146,10 @@ def test_an_append_rebuilds_what_it_can_and_asks_for_functions(tmp_path):
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        (pa.table({"x": [1, 2]}), "gives int64 for the new samples but double for those of the index; declare its dtype"),
+        (
+            pa.table({"x": [1, 2]}),
+            "gives int64 for the new samples but double for those of the index; declare its dtype",
+        ),
         (pa.table({"y": [1.5]}), "no column 'x'"),
         (pa.table({"x": pa.array([1.5, None])}), r"no value \(null or NaN\) for sample 1"),
         (pa.table({"x": pa.array([], pa.float64())}), "has no samples"),
