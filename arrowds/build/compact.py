@@ -124,7 +124,7 @@ def _merge_segments(store: Store, running: Engine) -> None:
         return
     key = build_key(store, "compact", *(column.key for segment in base.segments for column in segment.columns.values()))
     running.agree({"index": key})
-    running.once(partial(begin, store, key, {"operation": "compact", "replaces": base.version}, resume=True))
+    running.once(partial(begin, store, key, {"operation": "compact", "version": base.version}, resume=True))
     groups = _grouped(base.segments)
     columns = [[_plan_column(store, key, base, name, group) for name in base.metrics] for group in groups]
     run_reduce([column for planned in columns for column in planned], running)

@@ -49,8 +49,7 @@ def plan_analysis(
     if base is not None and not overwrite:
         _refuse_other(store, base, source, wanted)
         return base
-    replaced = 0 if base is None else base.version
-    return _plan_segments(store, "analyze", source, wanted, basis={}, replaces=replaced)
+    return _plan_segments(store, "analyze", source, wanted, basis={}, overwrite=overwrite)
 
 
 def plan_append(
@@ -221,7 +220,7 @@ def _plan_segments(
     metrics: Sequence[Metric],
     *,
     basis: Mapping[str, np.ndarray],
-    replaces: int = 0,
+    overwrite: bool = False,
 ) -> BuildPlan:
     """Plan a build that makes new segments of a source."""
     fingerprint = source.fingerprint()
@@ -241,7 +240,7 @@ def _plan_segments(
         parts=cut_parts(source, ends),
         metrics=tuple(metrics),
         basis=basis,
-        replaces=replaces,
+        overwrite=overwrite,
     )
 
 
