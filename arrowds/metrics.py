@@ -208,15 +208,21 @@ class VocabRarity(_TokenMetric):
         missing = _null_mask(lists)
         lengths = numpy_view(pc.list_value_length(lists).cast(pa.int64()))
         lengths = lengths if missing is None else np.where(missing, 0, lengths)
-        sums = _sums_of_runs(information[self.token_ids(lists)], lengths)
+        ids = self.token_ids(lists)
+        if len(ids) and ids.max() >= len(information):  # data that was appended has tokens that were not counted
+            ids = np.minimum(ids, len(information) - 1)
+        sums = _sums_of_runs(information[ids], lengths)
         if self.dtype is not None and pa.types.is_integer(self.dtype):
             sums = np.trunc(sums)
         return arrow_view(sums, missing=missing).cast(self.dtype or pa.float64())
 
 
 def _information(counts: np.ndarray) -> np.ndarray:
-    """Return -log(share) of each token id in nats; ids that never occur get the value of one occurrence."""
-    information: np.ndarray = np.log(max(counts.sum(), 1)) - np.log(np.maximum(counts, 1))
+    """Return -log(share) of each token id in nats, and of any other id last.
+
+    Ids that never occur get the value of one occurrence.
+    """
+    information: np.ndarray = np.log(max(counts.sum(), 1)) - np.log(np.maximum(np.append(counts, 0), 1))
     return information
 
 

@@ -124,7 +124,7 @@ def _merge_segments(store: Store, running: Engine) -> None:
         return
     key = build_key(store, "compact", *(column.key for segment in base.segments for column in segment.columns.values()))
     running.agree({"index": key})
-    running.once(partial(begin, store, key, {"operation": "compact", "replaces": base.version}, resume=True))
+    running.once(partial(begin, store, key, {"operation": "compact", "version": base.version}, resume=True))
     groups = _grouped(base.segments)
     columns = [[_plan_column(store, key, base, name, group) for name in base.metrics] for group in groups]
     run_reduce([column for planned in columns for column in planned], running)
@@ -215,6 +215,7 @@ def _merged(store: Store, build: str, base: Manifest, group: Sequence[int], plan
         fingerprint=manifests.extended("", *(f"{segment.fingerprint}:{segment.num_samples}" for segment in segments)),
         num_samples=sum(segment.num_samples for segment in segments),
         data=tuple(file for segment in segments for file in segment.data),
+        merged=tuple(piece for segment in segments for piece in segment.pieces),
         columns={column.metric: finished_column(column) for column in planned},
         totals=totals,
     )

@@ -67,7 +67,7 @@ def next_snapshot(plan: BuildPlan, measured: Measured, newest: Manifest | None) 
         MetricError: when a metric has values of another type for new samples.
     """
     if plan.operation == "analyze":
-        if newest is not None and not plan.replaces:
+        if newest is not None and not plan.overwrite:
             raise IndexExistsError(
                 f"{plan.store.url} was finished by another run meanwhile; open it, or pass overwrite=True"
             )

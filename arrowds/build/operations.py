@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,7 @@ def plan_analysis(
     if base is not None and not overwrite:
         _refuse_other(store, base, source, wanted)
         return base
-    replaced = 0 if base is None else base.version
-    return _plan_segments(store, "analyze", source, wanted, basis={}, replaces=replaced)
+    return _plan_segments(store, "analyze", source, wanted, basis={}, overwrite=overwrite)
 
 
 def plan_append(
@@ -166,16 +165,17 @@ def _check_same_data(store: Store, base: Manifest, source: Source) -> None:
 
 
 def _has_data_of(base: Manifest, source: Source) -> bool:
-    """Whether the samples of a snapshot are the rows of a source, in their order: segment by segment."""
+    """Whether the samples of a snapshot are the rows of a source, in their order: piece by piece."""
     if len(source) != base.num_samples:
         return False
     indexed = [file.digest for segment in base.segments for file in segment.data]
     if indexed:
         return indexed == [file.digest for file in source.files]
-    bounds = [*base.first_ids, base.num_samples]
+    pieces = [piece for segment in base.segments for piece in segment.pieces]
+    bounds = pairwise(accumulate((piece.num_samples for piece in pieces), initial=0))
     return all(
-        segment.fingerprint in (source.fingerprint_of(start, stop), part_fingerprint(source.fingerprint(), start, stop))
-        for segment, (start, stop) in zip(base.segments, pairwise(bounds), strict=True)
+        piece.fingerprint in (source.fingerprint_of(start, stop), part_fingerprint(source.fingerprint(), start, stop))
+        for piece, (start, stop) in zip(pieces, bounds, strict=True)
     )
 
 
@@ -220,7 +220,7 @@ def _plan_segments(
     metrics: Sequence[Metric],
     *,
     basis: Mapping[str, np.ndarray],
-    replaces: int = 0,
+    overwrite: bool = False,
 ) -> BuildPlan:
     """Plan a build that makes new segments of a source."""
     fingerprint = source.fingerprint()
@@ -240,7 +240,7 @@ def _plan_segments(
         parts=cut_parts(source, ends),
         metrics=tuple(metrics),
         basis=basis,
-        replaces=replaces,
+        overwrite=overwrite,
     )
 
 

@@ -70,7 +70,7 @@ class BuildPlan:
         parts: the row ranges of the map's tasks, in order.
         metrics: what is measured, with the totals that some of them require first.
         basis: totals that are known already, by name: those that metrics were defined with.
-        replaces: the version whose samples an analysis takes the place of; 0 for none.
+        overwrite: whether an analysis takes the place of the newest snapshot, if there is one when it commits.
     """
 
     store: Store
@@ -82,7 +82,7 @@ class BuildPlan:
     parts: tuple[Part, ...]
     metrics: tuple[Metric, ...]
     basis: Mapping[str, np.ndarray]
-    replaces: int = 0
+    overwrite: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -109,7 +109,7 @@ class BuildPlan:
         required = {item.name for metric in self.metrics for item in metric.requires}
         return {
             "operation": self.operation,
-            "replaces": self.replaces,
+            "overwrite": self.overwrite,
             "facts": self.facts,
             "source": self.source.to_spec(),
             "metrics": [metric.spec() for metric in self.metrics if metric.name not in required],

@@ -256,7 +256,7 @@ def _planned(
     if content["operation"] == "append":
         plan = plan_append(store, manifests.load(store), opened, wanted)
     else:
-        plan = plan_analysis(store, opened, wanted, overwrite=bool(content["replaces"]))
+        plan = plan_analysis(store, opened, wanted, overwrite=bool(content.get("overwrite")))
     if isinstance(plan, Manifest):
         raise IndexNotFoundError(f"{store.url} has all of this data already; there is nothing to do")
     differing = [name for name, fact in plan.facts.items() if content["facts"].get(name) != fact]

@@ -100,6 +100,13 @@ class Total(_Frozen):
     file: File
 
 
+class Piece(_Frozen):
+    """Rows that were added at once."""
+
+    fingerprint: str
+    num_samples: Count
+
+
 class Segment(_Frozen):
     """Samples that were added at once. Their ids count from 0 inside it.
 
@@ -108,14 +115,21 @@ class Segment(_Frozen):
         fingerprint: digest of the ordered content of the data.
         num_samples: how many there are.
         data: the files that the samples come from, in order; empty where they did not come from files.
+        merged: the segments that a compaction has made this one of.
     """
 
     description: str
     fingerprint: str
     num_samples: Count
     data: tuple[SourceFile, ...] = ()
+    merged: tuple[Piece, ...] = ()
     columns: dict[str, Column] = Field(default_factory=dict)
     totals: dict[str, Total] = Field(default_factory=dict)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The rows as they were added, whatever was compacted since."""
+        return self.merged or (Piece(fingerprint=self.fingerprint, num_samples=self.num_samples),)
 
     @property
     def files(self) -> dict[str, File]:

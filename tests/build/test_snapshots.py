@@ -17,9 +17,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-import torch
 from index_files import contents, leftovers
-from torch.utils.data import DataLoader, Dataset
 
 import arrowds
 from arrowds.errors import (
@@ -94,7 +92,7 @@ def test_what_was_opened_before_keeps_its_answers_with_and_without_open_maps(tmp
     assert used["x"].values.tolist() == [3, 1]
 
 
-class Values(Dataset):
+class Values:
     """A dataset whose workers open the maps late: at the first item."""
 
     def __init__(self, index: arrowds.Index) -> None:
@@ -103,20 +101,22 @@ class Values(Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, i: int) -> torch.Tensor:
-        return torch.tensor([self.index.version, int(self.index["x"][i]), int(self.index["x"].order[i])])
+    def __getitem__(self, i: int) -> list[int]:
+        return [self.index.version, int(self.index["x"][i]), int(self.index["x"].order[i])]
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # other tests start threads here
 def test_loader_workers_that_open_their_maps_late_see_the_snapshot_that_was_opened(tmp_path, start):
+    from torch.utils.data import DataLoader  # seconds to import
+
     analyze(tmp_path, 3, 1, 2)
     dataset = Values(arrowds.open_index(tmp_path))
     append(tmp_path, 0)
     arrowds.compact(tmp_path, workers=1)
     analyze(tmp_path, 9, overwrite=True)
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=start)
-    assert [item.tolist() for item in loader] == [[1, 3, 1], [1, 1, 2], [1, 2, 0]]
+    assert list(loader) == [[1, 3, 1], [1, 1, 2], [1, 2, 0]]
 
 
 def test_a_vacuumed_version_is_told_by_name_also_where_it_was_open(tmp_path):

@@ -194,6 +194,11 @@ def test_a_commit_that_loses_the_race_is_based_on_the_winner(built):
     assert manifests.numbers(store) == [1, 2, 3]
 
 
+def test_nothing_to_commit_is_no_commit(built):
+    assert manifests.commit(built.store, lambda newest: newest) == built.manifest
+    assert manifests.numbers(built.store) == [1]
+
+
 def test_a_newest_version_that_is_vacuumed_between_two_looks_is_looked_for_again(built, monkeypatch):
     """A listing that is older than a commit and the vacuum after it."""
     store = built.store
