@@ -73,6 +73,7 @@ class BatchStream(ABC):
         self._start = 0  # The position at which an iteration starts.
         self._moves = 0  # How often the position was set; a running iteration follows.
         self._completed = False  # Whether this pass was yielded to its end.
+        self._resumed = False  # Whether a state was loaded since the pass was last chosen.
 
     @property
     @abstractmethod
@@ -265,6 +266,9 @@ class BatchStream(ABC):
         """
         if epoch < 0:
             raise ConfigError(f"epochs count from 0, got {epoch}")
+        resumed, self._resumed = self._resumed, False
+        if resumed and epoch == self.epoch + 1 and self._position < self.stop:
+            return  # Lightning counts a pass that max_steps has cut short as done; its rest is still to be drawn
         if epoch != self.epoch:
             self._choose(epoch)
             self._go_to(self._begin_of(epoch))
@@ -386,6 +390,7 @@ class BatchStream(ABC):
             epoch = max(0, -(-position // (self.samples_per_epoch * self.num_epochs)) - 1)
         self._choose(epoch)
         self._go_to(max(position, self._begin_of(epoch)))
+        self._resumed = True
 
     def checked_position(self, state: Mapping[str, Any], on_new_data: OnNewData = "refuse") -> int:
         """Return the position of a saved state if it fits this stream; change nothing.
