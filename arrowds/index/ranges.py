@@ -68,14 +68,18 @@ def cut_buckets(sampled: np.ndarray, target: float) -> list[Cut]:
     stops = np.append(starts[1:], len(sampled))
     cuts: list[Cut] = []
     first = 0
+    alone = False  # whether the bucket before is that of one value
     while first < len(distinct):
         last = int(np.searchsorted(stops, starts[first] + target, side="right")) - 1
         if last < first:  # too frequent: values that the sample has missed must not be in its bucket
             last = first
-            if first:
+            if first and not alone:
                 cuts[-1] = Cut(distinct[first], inclusive=False)
-            elif distinct[first] != _least(distinct.dtype):
+            elif first or distinct[first] != _least(distinct.dtype):
                 cuts.append(Cut(distinct[first], inclusive=False))
+            alone = True
+        else:
+            alone = False
         cuts.append(Cut(distinct[last]))
         first = last + 1
     return cuts[:-1] if cuts and cuts[-1].value == distinct[-1] and stops[-1] - starts[-1] <= target else cuts

@@ -382,36 +382,6 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path):
         racer.stdin.close()
     assert [racer.wait(120) for racer in racers] == [0, 0, 0]
     index = arrowds.open_index(tmp_path, verify=True)
-    assert sorted(index["x"].values.tolist()) == [0, *sorted(10 * n + step + 1 for n in range(4) for step in range(3))]
-    arrowds.vacuum(tmp_path)
-    assert leftovers(tmp_path) == []
-
-
-RACER = """
-import sys
-import polars as pl, pyarrow as pa, arrowds
-path, number = sys.argv[1], int(sys.argv[2])
-sys.stdin.readline()
-for step in range(3):
-    arrowds.append(pa.table({"x": [10 * number + step + 1]}), path, workers=1, progress=False)
-"""
-
-
-def test_processes_that_append_at_once_lose_nothing(tmp_path):
-    analyze(tmp_path, 0)
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    racers = [
-        subprocess.Popen([sys.executable, "-c", RACER, tmp_path, str(n)], stdin=subprocess.PIPE, env=environment)
-        for n in range(3)
-    ]
-    for racer in racers:
-        racer.communicate(b"go\n", timeout=300) if racer is racers[-1] else racer.stdin.write(
-            b"go\n"
-        ) or racer.stdin.flush()
-    assert [racer.wait(300) for racer in racers] == [0, 0, 0]
-    for racer in racers[:-1]:
-        racer.stdin.close()
-    index = arrowds.open_index(tmp_path, verify=True)
     assert sorted(index["x"].values.tolist()) == [0, *sorted(10 * n + step + 1 for n in range(3) for step in range(3))]
     assert index.version == 10
 
