@@ -77,8 +77,9 @@ def test_a_worker_that_ends_twice_is_reported_and_finished_parts_are_kept(tmp_pa
     message = rf"a worker {how} on samples 4400 to 4999, 2 times; if memory ran out, .*Finished work is kept"
     with pytest.raises(WorkerDiedError, match=message):
         analyze(tmp_path / "index", deadly)
-    names = [path.name for path in (tmp_path / "index").rglob("*") if path.is_file()]
-    assert sorted(names) == [*(f"{number:05d}.arrow" for number in range(4)), "plan.json"]
+    names = [path.name for path in (tmp_path / "index").glob("builds/*/runs/m/*")]
+    assert sorted(names) == [f"{number:05d}.arrow" for number in range(4)]
+    assert not (tmp_path / "index" / "manifests").exists()
 
 
 def test_a_death_is_not_held_against_the_parts_of_other_workers(tmp_path, caplog):
