@@ -24,7 +24,7 @@ def test_examples_from_top_to_bottom(tmp_path, monkeypatch):
     for number, block in enumerate(blocks):
         exec(compile(block, f"block {number}", "exec"), names)
         indexes.append(names.get("index"))
-    _, built_in, expressions, ranked, losses, totals, scores = indexes
+    _, built_in, expressions, ranked, losses, _, totals, scores = indexes
     lengths = names["data"]["text"].str.len_chars().to_numpy()
     assert np.array_equal(built_in["seqlen"].values, lengths)
     assert np.array_equal(expressions["long"].values, lengths > 40)
