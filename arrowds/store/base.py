@@ -154,6 +154,18 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def _begin(path: Path) -> None:
+    """Create a draft and its folder, which another process may remove while it is empty."""
+    for attempt in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch()
+            return
+        except FileNotFoundError:
+            if attempt == 99:
+                raise
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Draft]:
     """Give a draft beside ``path``; rename it to ``path`` on success, remove it on failure.
@@ -163,7 +175,7 @@ def replacing(path: Path) -> Iterator[Draft]:
     """
     draft = Draft(path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _begin(draft.path)
         yield draft
         draft.record = record(draft.path)
         draft.path.replace(path)
