@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +79,9 @@ def proxy(seaweedfs_server: Server) -> Iterator[Proxy]:
 def proxied(proxy: Proxy, seaweedfs_server: Server) -> Place:
     """A place on SeaweedFS behind ``proxy``."""
     return place_on(seaweedfs_server.through(proxy.endpoint))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory maps are kept for one test, not in the user's cache folder."""
+    monkeypatch.setenv("ARROWDS_CACHE_DIR", str(tmp_path / "cache"))

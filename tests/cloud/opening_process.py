@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 
 import xxhash
 
@@ -37,6 +38,8 @@ def main(url: str, options: str, cache: str, processes: str) -> int:
             try:
                 os.write(1, f"{os.getpid()} {opened(url, options, cache)}\n".encode())
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         children.append(child)

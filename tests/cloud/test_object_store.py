@@ -67,8 +67,9 @@ def test_a_draft_that_fails_leaves_no_object(store):
 
 def test_of_eight_processes_that_create_400_objects_each_is_won_once(place):
     command = [sys.executable, str(CREATING), place.url, json.dumps(place.options), "8", "50"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
-    won = dict(json.loads(line) for line in output.splitlines())
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    won = dict(json.loads(line) for line in done.stdout.splitlines())
     assert len(won) == 8
     created = sorted(name for names in won.values() for name in names)
     assert created == [f"{number:03}" for number in range(50)]
