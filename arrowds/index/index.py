@@ -156,11 +156,14 @@ class Index:
 
     def open_view(self, spec: ViewSpec) -> View:
         """Return the memory maps of a metric: those that this host has, or new ones."""
-        found = self._found_view(spec)
-        if found is not None and found.hold():
-            return found
+        beside = self._beside
+        if beside is not None and (found := find_view(beside, spec)) is not None:
+            return found  # nothing is noted of its use: an index that is read stays as it is
+        cached = find_view(self._cache.folder(self.store.url), spec)
+        if cached is not None and cached.hold():
+            return cached
         try:
-            if (beside := self._beside) is not None and _is_writable(beside):
+            if beside is not None and _is_writable(beside):
                 return open_view(beside, spec)
             return open_view(self._cache.folder(self.store.url), spec, self._cache)
         except IndexCorruptError:
