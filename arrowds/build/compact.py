@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from arrowds.arrays import numpy_view
-from arrowds.build.commit import begin, discard, publish, run_reduce
+from arrowds.build.commit import begin, discard, has_build, publish, run_reduce, tidy
 from arrowds.build.engines import Engine, engine_named
 from arrowds.build.operations import build_key
 from arrowds.build.plan import MOST_SEGMENT_ROWS
@@ -121,6 +121,7 @@ def _merge_segments(store: Store, running: Engine) -> None:
     """Commit a snapshot with as few segments as possible, unless the newest one is that already."""
     base = manifests.load(store)
     if len(base.segments) == 1:
+        running.once(partial(tidy, store, base))
         return
     key = build_key(store, "compact", *(column.key for segment in base.segments for column in segment.columns.values()))
     running.agree({"index": key})
@@ -267,7 +268,10 @@ def vacuum(
         manifests.retire(store, manifest.version)
     named = {name for manifest in kept for name in manifest.files}
     views = {paths.view(name, ViewSpec.of(store, manifest, name).key) for manifest in kept for name in manifest.metrics}
-    running = () if unfinished else builds
+    finished = {build for build in builds if any(has_build(manifest, build) for manifest in snapshots)}
+    for build in finished:
+        discard(store, build)  # it was killed between its commit and the end
+    running = set() if unfinished else builds - finished
     store.delete(name for name in listed if name not in named and not _is_needed(name, views, running))
     if isinstance(store, LocalStore):
         remove_dead_drafts(store.root)
