@@ -231,8 +231,8 @@ def allocated_map(path: Path, kind: pa.DataType, length: int, *, name: str) -> I
     with path.open("w+b") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, nbytes + _LARGEST_FRAME)
-        hole = _HoleSink(file, nbytes)
         zeros = pa.py_buffer(mmap.mmap(-1, nbytes))  # never touched, so it takes no memory
+        hole = _HoleSink(file, zeros)
         _write_batch(hole, pa.Array.from_buffers(kind, length, [None, zeros], null_count=0), name)
         file.truncate()
         file.flush()
@@ -242,22 +242,22 @@ def allocated_map(path: Path, kind: pa.DataType, length: int, *, name: str) -> I
 
 
 class _HoleSink:
-    """A file to which Arrow writes a message, but whose body of a known size is skipped and left as a hole."""
+    """A file to which Arrow writes a message, but whose body, one given buffer, is skipped and left as a hole."""
 
-    def __init__(self, file: BinaryIO, nbytes: int) -> None:
+    def __init__(self, file: BinaryIO, body: pa.Buffer) -> None:
         self._file = file
-        self._nbytes = nbytes
+        self._body = body
         self.offset = 0
         self.closed = False
 
     def write(self, data: memoryview) -> int:
-        size = memoryview(data).nbytes
-        if size == self._nbytes:
+        written = pa.py_buffer(data)
+        if written.address == self._body.address:
             self.offset = self._file.tell()
-            self._file.seek(size, os.SEEK_CUR)
+            self._file.seek(written.size, os.SEEK_CUR)
         else:
             self._file.write(data)
-        return size
+        return int(written.size)
 
     def tell(self) -> int:
         return self._file.tell()

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_CHECKS = 0.2
 _SQL_TYPES = {
     "bool": "BOOLEAN",
+    "uint8": "UTINYINT",
     "uint16": "USMALLINT",
     "uint32": "UINTEGER",
     "uint64": "UBIGINT",
+    "int8": "TINYINT",
     "int16": "SMALLINT",
     "int32": "INTEGER",
     "int64": "BIGINT",

@@ -20,6 +20,8 @@ from arrowds.errors import StorageError
 
 TEMPORARY = ".tmp"
 _BLOCK = 1 << 24
+_TRIES = 100
+"""How often a draft is begun again that another process has removed, or whose folder it has while that was empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,20 @@ class Store(ABC):
         """
 
     def write(self, name: str, data: bytes, *, durable: bool = False) -> FileRecord:
-        """Write a small object, replacing one of that name; ``durable``, it is either one after a power cut, too."""
-        with self.writing(name) as draft:
-            draft.path.write_bytes(data)
-            if durable:
-                sync_path(draft.path)
+        """Write a small object, replacing one of that name; ``durable``, it is either one after a power cut, too.
+
+        A vacuum may take the draft for one that a killed writer has left; then another one is made.
+        """
+        for attempt in range(1, _TRIES + 1):
+            try:
+                with self.writing(name) as draft:
+                    draft.path.write_bytes(data)
+                    if durable:
+                        sync_path(draft.path)
+                break
+            except StorageError as error:
+                if error.errno != errno.ENOENT or attempt == _TRIES:
+                    raise
         if durable:
             self.sync([name])
         written: FileRecord = draft.written
@@ -156,13 +167,13 @@ def sync_path(path: Path) -> None:
 
 def _begin(path: Path) -> None:
     """Create a draft and its folder, which another process may remove while it is empty."""
-    for attempt in range(100):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, _TRIES + 1):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             return
         except FileNotFoundError:
-            if attempt == 99:
+            if attempt == _TRIES:
                 raise
 
 

@@ -113,9 +113,9 @@ def test_paths_that_lead_nowhere_say_so(folder: Path) -> None:
             open_source(folder / name)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x.parquet", "hf://datasets/x", "https://example.org/*.csv"])
-def test_urls_are_refused_for_now(url: str) -> None:
-    with pytest.raises(UnsupportedError, match="only local files for now"):
+@pytest.mark.parametrize("url", ["hf://datasets/x", "https://example.org/*.csv"])
+def test_addresses_of_other_services_are_refused(url: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"expected a path, or s3://, gs:// or az://; copy the data first"):
         open_source(url)
 
 
