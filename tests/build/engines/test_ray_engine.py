@@ -253,31 +253,38 @@ def test_a_lost_node_costs_the_parts_that_it_was_at(cluster, tmp_path, options):
         if batch["id"][0] % 1100 == 0:
             node = ray.get_runtime_context().get_node_id()
             (notes / f"{batch['id'][0]}-{node}-{time.monotonic_ns()}").touch()
-        time.sleep(0.1)
+        time.sleep(0.3)
         return batch["x"]
 
-    chosen = [*metrics_of_numbers(), arrowds.metrics.function("noted", noted, version="1")]
+    def began() -> list[tuple[str, str, int]]:
+        return [(start, node, int(at)) for start, node, at in (path.name.split("-") for path in notes.iterdir())]
+
     lost = []
 
-    def lose(done, total):
-        """Take away a node, not the one of the cluster's head, that is in the middle of a part."""
-        finished = {str(STARTS[int(path.stem)]) for path in (tmp_path / "index").rglob("runs/noted/*.arrow")}
-        busy = {node for start, node in began() if start not in finished}
-        candidates = [node for node in cluster.worker_nodes if node.node_id in busy]
-        if candidates and not lost:
-            lost.append(candidates[0].node_id)
-            cluster.remove_node(candidates[0], allow_graceful=False)
+    def lose() -> None:
+        """Take away a node, not the one of the cluster's head, that has just begun a part: its worker lives on a while."""
+        while not lost and not done.wait(0.01):
+            finished = {str(STARTS[int(path.stem)]) for path in (tmp_path / "index").rglob("runs/noted/*.arrow")}
+            busy = {node for start, node, at in began() if start not in finished and time.monotonic_ns() - at < 5e8}
+            candidates = [node for node in cluster.worker_nodes if node.node_id in busy]
+            if finished and candidates:
+                lost.append(candidates[0].node_id)
+                cluster.remove_node(candidates[0], allow_graceful=False)
 
-    def began() -> list[tuple[str, str]]:
-        return [tuple(path.name.split("-")[:2]) for path in notes.iterdir()]
-
-    arrowds.analyze(numbers(), chosen, tmp_path / "index", engine=RayEngine(**options), progress=lose)
+    chosen = [*metrics_of_numbers(), arrowds.metrics.function("noted", noted, version="1")]
+    done = threading.Event()
+    (loser := threading.Thread(target=lose)).start()
+    try:
+        arrowds.analyze(numbers(), chosen, tmp_path / "index", engine=RayEngine(**options), progress=False)
+    finally:
+        done.set()
+        loser.join()
     cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
-    counts = Counter(start for start, _ in began())
+    counts = Counter(start for start, _, _ in began())
     again = {start for start, count in counts.items() if count > 1}
     assert sorted(map(int, counts)) == STARTS
     assert len(again) >= 1
-    assert again <= {start for start, node in began() if node in lost}
+    assert again <= {start for start, node, _ in began() if node in lost}
     assert len(again) <= 2  # what its one worker was at, and what waited for it
     chosen[-1] = arrowds.metrics.function("noted", lambda batch: batch["x"], version="1")
     arrowds.analyze(numbers(), chosen, tmp_path / "whole", workers=1, progress=False)
