@@ -22,12 +22,6 @@ settings.register_profile("search", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 
-LONG = ["cloud", "build/engines/test_ray_engine.py", "build/engines/test_torch_engine.py", "build/test_kills.py"]
-"""Servers, clusters, and a kill before every step: minutes of their own. ARROWDS_LONG_TESTS=1 collects them, too."""
-
-collect_ignore = [] if os.environ.get("ARROWDS_LONG_TESTS") else LONG
-
-
 @pytest.fixture(scope="session")
 def make_index() -> Iterator[Callable[..., arrowds.Index]]:
     """Index a table of ``{metric: pyarrow array}`` (and ``{total: array}``) in a new folder, nulls and NaN kept.
