@@ -35,10 +35,9 @@ class Demo:
     @property
     def query(self) -> str:
         """SQL for the ten functions with the rarest words; it joins the index with the rows of the data."""
-        data = str(self.data).replace("'", "''")
-        return f"""\
+        return """\
 select module, name, line, tokens, round(vocab_rarity / tokens, 2) as nats_per_token
-from samples join read_parquet('{data}', file_row_number = true) as data on file_row_number = sample_id
+from samples join data using (sample_id)
 where kind = 'function' and tokens >= 100
 order by vocab_rarity / tokens desc, sample_id
 limit 10"""

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -20,10 +19,10 @@ from arrowds.build.plan import BuildPlan, SegmentPlan, digest_of_total
 from arrowds.build.reduce import ColumnPlan, ReduceTask, finished_column, plan_column, reduce_task
 from arrowds.index import manifest as manifests
 from arrowds.index import paths
-from arrowds.index.manifest import Basis, Manifest, MetricEntry, Segment, Total, TotalEntry
+from arrowds.index.manifest import Basis, File, Manifest, MetricEntry, Piece, Segment, SourceRecord, Total, TotalEntry
 from arrowds.index.totals import write_total
 from arrowds.metrics import Metric
-from arrowds.sources.records import SourceFile
+from arrowds.sources.opening import record_of
 from arrowds.store import ObjectStore, Store
 
 logger = logging.getLogger(__name__)
@@ -107,9 +106,7 @@ def collect(plan: BuildPlan, columns: Sequence[Sequence[ColumnPlan]], totals: Ma
         segments.append(
             Segment(
                 description=plan.source.description,
-                fingerprint=segment.fingerprint,
-                num_samples=len(segment),
-                data=_files_of(plan, segment),
+                pieces=segment.pieces or (_new_piece(plan, segment),),
                 columns={column.metric: finished_column(column) for column in planned},
                 totals={metric.name: _total_of(plan, segment, metric) for metric in plan.totals},
             )
@@ -134,16 +131,15 @@ def collect(plan: BuildPlan, columns: Sequence[Sequence[ColumnPlan]], totals: Ma
     return Measured(segments=tuple(segments), metrics=metrics, totals=entries)
 
 
-def _files_of(plan: BuildPlan, segment: SegmentPlan) -> tuple[SourceFile, ...]:
-    """The files, or parts of files, that the rows of a segment come from."""
-    found = []
-    first = 0
-    for file in plan.source.files:
-        rows = min(first + file.num_rows, segment.stop) - max(first, segment.start)
-        if rows > 0 or (file.num_rows == 0 and segment.start <= first <= segment.stop):
-            found.append(replace(file, num_rows=max(rows, 0)))
-        first += file.num_rows
-    return tuple(found)
+def _new_piece(plan: BuildPlan, segment: SegmentPlan) -> Piece:
+    content = json.dumps(record_of(plan.source)).encode()
+    written = plan.store.write(paths.source(plan.key), content)
+    return Piece(
+        fingerprint=segment.fingerprint,
+        num_samples=len(segment),
+        source=SourceRecord(key=plan.key, file=File.of(written)),
+        first_row=segment.start,
+    )
 
 
 def _total_of(plan: BuildPlan, segment: SegmentPlan, metric: Metric) -> Total:

@@ -214,10 +214,7 @@ def _merged(store: Store, build: str, base: Manifest, group: Sequence[int], plan
     }
     return Segment(
         description="; ".join(dict.fromkeys(segment.description for segment in segments)),
-        fingerprint=manifests.extended("", *(f"{segment.fingerprint}:{segment.num_samples}" for segment in segments)),
-        num_samples=sum(segment.num_samples for segment in segments),
-        data=tuple(file for segment in segments for file in segment.data),
-        merged=tuple(piece for segment in segments for piece in segment.pieces),
+        pieces=tuple(piece for segment in segments for piece in segment.pieces),
         columns={column.metric: finished_column(column) for column in planned},
         totals=totals,
     )
@@ -286,6 +283,6 @@ def _is_needed(name: str, views: set[str], running: Any) -> bool:
         return not name.endswith(TEMPORARY)  # a writer that is alive makes another draft
     if folders[0] == paths.VIEWS:
         return "/".join(folders[:2]) in views or (folders[1].startswith(".") and not folders[1].endswith(".old"))
-    if folders[0] not in (paths.METRICS, paths.TOTALS, paths.BUILDS):
+    if folders[0] not in (paths.METRICS, paths.TOTALS, paths.SOURCES, paths.BUILDS):
         return True
     return any(build in name for build in running)

@@ -25,6 +25,7 @@ from arrowds.build.plan import (
 from arrowds.errors import IndexExistsError, MetricError, SourceError
 from arrowds.index import manifest as manifests
 from arrowds.index import paths
+from arrowds.index.data import source_files
 from arrowds.index.manifest import Manifest
 from arrowds.index.totals import read_total
 from arrowds.metrics import Metric, from_spec
@@ -67,7 +68,7 @@ def plan_append(
         MetricError: when a metric can't be rebuilt and is not given, or is given with another definition.
         SourceError: when a file that the index has was changed or is missing.
     """
-    known = [file for segment in base.segments for file in segment.data]
+    known = source_files(store, base)
     opened = open_new_files(source, known, compare_content=compare_content, storage_options=storage_options)
     if opened is None:
         return base
@@ -101,7 +102,7 @@ def plan_more_metrics(
         )
     bounds = [*base.first_ids, base.num_samples]
     segments = tuple(
-        SegmentPlan(number, start, stop, segment.fingerprint)
+        SegmentPlan(number, start, stop, segment.fingerprint, segment.pieces)
         for number, (segment, (start, stop)) in enumerate(zip(base.segments, pairwise(bounds), strict=True))
     )
     names = ",".join(f"{metric.name}={metric.definition()}" for metric in wanted)
@@ -136,7 +137,7 @@ def _refuse_other(store: Store, base: Manifest, source: Source, metrics: Sequenc
     """Raise IndexExistsError, saying what differs, unless a snapshot has just these samples and metrics."""
     wanted = {metric.name: metric.definition() for metric in metrics}
     known = definitions(base)
-    if not _has_data_of(base, source):
+    if not _has_data_of(store, base, source):
         difference = (
             f"of other data: {base.segments[0].description}, {base.num_samples} samples "
             f"(this is {source.description}, {len(source)} samples)"
@@ -157,18 +158,18 @@ def _refuse_other(store: Store, base: Manifest, source: Source, metrics: Sequenc
 
 
 def _check_same_data(store: Store, base: Manifest, source: Source) -> None:
-    if not _has_data_of(base, source):
+    if not _has_data_of(store, base, source):
         raise SourceError(
             f"{store.url} has {base.num_samples} samples of other data than this ({source.description}, {len(source)} "
             "samples); pass all of the data of the index, in its order"
         )
 
 
-def _has_data_of(base: Manifest, source: Source) -> bool:
+def _has_data_of(store: Store, base: Manifest, source: Source) -> bool:
     """Whether the samples of a snapshot are the rows of a source, in their order: piece by piece."""
     if len(source) != base.num_samples:
         return False
-    indexed = [file.digest for segment in base.segments for file in segment.data]
+    indexed = [file.digest for file in source_files(store, base)]
     if indexed:
         return indexed == [file.digest for file in source.files]
     pieces = [piece for segment in base.segments for piece in segment.pieces]

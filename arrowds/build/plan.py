@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from arrowds.errors import EmptyDatasetError, MetricError, MetricNameError
+from arrowds.index.manifest import Piece
 from arrowds.metrics import Metric
 from arrowds.schema import FORMAT_VERSION
 from arrowds.sources.base import Source
@@ -45,12 +46,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:
-    """A segment to be built, or to get more metrics: the rows [start, stop) of the source, which are whole parts."""
+    """A segment to be built, or to get more metrics: the rows [start, stop) of the source, which are whole parts.
+
+    ``pieces`` has what a snapshot records of the rows already; it is empty where they are new.
+    """
 
     number: int
     start: int
     stop: int
     fingerprint: str
+    pieces: tuple[Piece, ...] = ()
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -6,12 +6,13 @@ Nothing but the manifest is read until a metric is used: an index is cheap to op
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from arrowds.errors import IndexCorruptError, UnknownMetricError
 from arrowds.index import manifest as manifests
@@ -26,6 +27,8 @@ from arrowds.store import LocalStore, Store, open_store
 if TYPE_CHECKING:
     import duckdb
     import polars as pl
+
+    from arrowds.index.data import DataRows
 
 
 def open_index(
@@ -193,14 +196,52 @@ class Index:
 
         return query.scan(self)
 
+    @computed_once
+    def data_rows(self) -> DataRows:
+        """The rows of the samples, opened where they lie; see :class:`arrowds.index.data.DataRows`."""
+        from arrowds.index.data import DataRows
+
+        return DataRows(self.store, self.manifest)
+
+    def samples(self, ids: npt.ArrayLike, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return the rows of the data that some samples are, in the order of ``ids``.
+
+        They are read from the files that the index has recorded.
+
+        Args:
+            ids: any number of sample ids, in any order, also several times.
+            columns: which columns, by default all.
+
+        Raises:
+            ConfigError: for an id that the index does not have.
+            SourceError: when the data did not come from files, or has no such column.
+            UnreadableFileError: when a file is missing, or is not what was indexed.
+
+        >>> import arrowds, polars as pl, tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "data.parquet")
+        ...     pl.DataFrame({"text": ["to be", "or", "not to be"]}).write_parquet(path)
+        ...     metric = arrowds.metrics.expr("n_chars", pl.col("text").str.len_chars())
+        ...     index = arrowds.analyze(path, metric, f"{folder}/index")
+        ...     index.samples(index["n_chars"].sample_ids(above=4))["text"].to_list()
+        ['to be', 'not to be']
+        """
+        return self.data_rows.take(ids, columns)
+
+    def scan_data(self) -> pl.LazyFrame:
+        """Return ``sample_id`` and the columns of the data, lazily; see :func:`arrowds.index.data.scan_data`."""
+        from arrowds.index import data
+
+        return data.scan_data(self.data_rows)
+
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """Return a DuckDB connection with the view ``samples``; see :func:`arrowds.index.query.connect`."""
+        """Return a DuckDB connection with ``samples`` and ``data``; see :func:`arrowds.index.query.connect`."""
         from arrowds.index import query
 
         return query.connect(self)
 
     def sql(self, statement: str, *, allow_files: bool = False) -> pl.DataFrame:
-        """Answer a DuckDB query over the view ``samples``; see :func:`arrowds.index.query.sql`."""
+        """Answer a DuckDB query over the views ``samples`` and ``data``; see :func:`arrowds.index.query.sql`."""
         from arrowds.index import query
 
         return query.sql(self, statement, allow_files=allow_files)

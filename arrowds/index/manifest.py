@@ -22,7 +22,6 @@ from arrowds.errors import (
 from arrowds.index import paths
 from arrowds.parallel import ordered_map
 from arrowds.schema import FORMAT_VERSION, VALUE_TYPE_NAMES, check_metric_name
-from arrowds.sources.records import SourceFile
 from arrowds.store import FileRecord, LocalStore, Store
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -100,41 +99,59 @@ class Total(_Frozen):
     file: File
 
 
+class SourceRecord(_Frozen):
+    """What is recorded of some data, in a file of its own."""
+
+    key: Key
+    file: File
+
+
 class Piece(_Frozen):
-    """Rows that were added at once."""
+    """Rows that were added at once.
+
+    Attributes:
+        fingerprint: digest of their ordered content.
+        num_samples: how many there are.
+        source: where they came from.
+        first_row: the row of the source that is the first of them.
+    """
 
     fingerprint: str
     num_samples: Count
+    source: SourceRecord
+    first_row: Count = 0
 
 
 class Segment(_Frozen):
-    """Samples that were added at once. Their ids count from 0 inside it.
+    """Samples whose ids count from 0 inside it.
 
     Attributes:
         description: what the data were, for people.
-        fingerprint: digest of the ordered content of the data.
-        num_samples: how many there are.
-        data: the files that the samples come from, in order; empty where they did not come from files.
-        merged: the segments that a compaction has made this one of.
+        pieces: the rows as they were added; several, where a compaction has merged segments.
     """
 
     description: str
-    fingerprint: str
-    num_samples: Count
-    data: tuple[SourceFile, ...] = ()
-    merged: tuple[Piece, ...] = ()
+    pieces: Annotated[tuple[Piece, ...], Field(min_length=1)]
     columns: dict[str, Column] = Field(default_factory=dict)
     totals: dict[str, Total] = Field(default_factory=dict)
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The rows as they were added, whatever was compacted since."""
-        return self.merged or (Piece(fingerprint=self.fingerprint, num_samples=self.num_samples),)
+    def num_samples(self) -> int:
+        """How many samples there are."""
+        return sum(piece.num_samples for piece in self.pieces)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the ordered content of the data."""
+        if len(self.pieces) == 1:
+            return self.pieces[0].fingerprint
+        return extended("", *(f"{piece.fingerprint}:{piece.num_samples}" for piece in self.pieces))
 
     @property
     def files(self) -> dict[str, File]:
         """Every file by name."""
-        found = {paths.total(name, total.key): total.file for name, total in self.totals.items()}
+        found = {paths.source(piece.source.key): piece.source.file for piece in self.pieces}
+        found |= {paths.total(name, total.key): total.file for name, total in self.totals.items()}
         for name, column in self.columns.items():
             found |= column.files(name)
         return found

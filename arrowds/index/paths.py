@@ -9,6 +9,7 @@ from arrowds.schema import BUCKET, check_metric_name
 MANIFESTS = "manifests"
 METRICS = "metrics"
 TOTALS = "totals"
+SOURCES = "sources"
 BUILDS = "builds"
 VIEWS = "views"
 
@@ -62,6 +63,11 @@ def distribution(metric: str, key: str, number: int) -> str:
 def total(name: str, key: str) -> str:
     """The sum of an accumulated metric over a segment."""
     return f"{TOTALS}/{check_metric_name(name)}/segment={key}.parquet"
+
+
+def source(key: str) -> str:
+    """What is recorded of the data of a build: its files, and how they are read."""
+    return f"{SOURCES}/{key}.json"
 
 
 def build(key: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,8 +17,9 @@ import polars as pl
 import pyarrow as pa
 
 from arrowds.arrays import arrow_view
-from arrowds.errors import ConfigError, MissingExtraError
+from arrowds.errors import ConfigError, MissingExtraError, SourceError, StorageError
 from arrowds.index import paths
+from arrowds.index.data import DataRows, source_files
 from arrowds.index.manifest import Manifest, load
 from arrowds.index.metric import MetricIndex
 from arrowds.schema import COUNT, CUMULATIVE_COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
@@ -47,6 +49,10 @@ class Queryable(Protocol):
     manifest: Manifest
     store: Store
     totals: Mapping[str, np.ndarray]
+
+    @property
+    def data_rows(self) -> DataRows:
+        """The rows of the samples."""
 
     def __iter__(self) -> Iterator[str]:
         """The names of the metrics."""
@@ -120,12 +126,19 @@ def _polars_type(kind: pa.DataType) -> type[pl.DataType]:
 
 
 def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
-    """Return a new DuckDB connection in which the index is the view ``samples``; close it when done.
+    """Return a new DuckDB connection in which the index is the view ``samples``, its data ``data``; close it when done.
 
     The view has ``sample_id`` and one column per metric, of the type that it declares, NULL where a value was kept as
     null or NaN. DuckDB reads the metric columns from the memory maps; only the ids are made (4 bytes for each sample, 8
     above 2^32). While this host has no maps of an index in an object store, a query gets what it needs from
-    :func:`scan`. Each metric also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view
+    :func:`scan`.
+
+    ``data`` has ``sample_id`` and the columns of the data, where these came from files that are still there. DuckDB
+    itself reads Parquet files of this host, so that a query costs what the columns and rows cost that it uses; of
+    others it gets all columns, batch by batch. A column of the data that is called ``sample_id`` itself is
+    ``data_sample_id``.
+
+    Each metric also has a view ``distribution_NAME`` (value, count, cumulative_count), each total a view
     ``total_NAME`` (value: the flattened array, in order).
 
     Raises:
@@ -145,6 +158,8 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
         mapped = connection.from_arrow(_mapped_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
         # Views of Arrow data and not of files: they can be read when DuckDB itself may open no file.
         mapped.project(", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])).create_view("samples")
+    with suppress(SourceError, StorageError):  # a query that names it gets the reason
+        _create_data_view(connection, index.data_rows)
     for name in index:
         if isinstance(index.store, ObjectStore):
             connection.register(f"distribution_{name}", _scanned_distribution(index[name]))
@@ -157,6 +172,36 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
         flat = pa.table({VALUE: arrow_view(np.ascontiguousarray(total).reshape(-1))})
         connection.from_arrow(flat).create_view(f"total_{name}")
     return connection
+
+
+def _create_data_view(connection: duckdb.DuckDBPyConnection, rows: DataRows) -> None:
+    located = rows.local_parquet
+    if located is None:
+        connection.register("data", _Stream(rows))
+        return
+    kind = "UBIGINT" if rows.table.types[0] == pa.uint64() else "UINTEGER"
+    listed, firsts = ", ".join(_quoted(path, "'") for path, _ in located), [first for _, first in located]
+    pairs = zip(rows.schema.names, rows.table.names[1:], strict=True)
+    columns = "".join(f", {_quoted(name)} as {_quoted(shown)}" for name, shown in pairs)
+    connection.execute(
+        f"create view data as select ({firsts}[file_index::BIGINT + 1] + file_row_number)::{kind} as {SAMPLE_ID}"
+        f"{columns} from read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+    )
+
+
+def _quoted(name: str, mark: str = '"') -> str:
+    return mark + name.replace(mark, 2 * mark) + mark
+
+
+class _Stream:
+    """What DuckDB reads the rows of other sources from: a new Arrow stream for each query."""
+
+    def __init__(self, rows: DataRows) -> None:
+        self._rows = rows
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        batches = self._rows.batches(self._rows.schema.names)
+        return pa.RecordBatchReader.from_batches(self._rows.table, batches).__arrow_c_stream__(requested_schema)
 
 
 def _check_names(index: Queryable) -> None:
@@ -197,7 +242,7 @@ def _scanned_distribution(metric: MetricIndex) -> pl.LazyFrame:
 
 
 def _sql_column(metric: MetricIndex) -> str:
-    quoted = '"' + metric.name + '"'
+    quoted = _quoted(metric.name)
     if metric.column.type != metric.arrow_type:
         return f"{quoted}::{_SQL_TYPES[str(metric.arrow_type)]} as {quoted}"
     return f"case when isnan({quoted}) then null else {quoted} end as {quoted}" if _has_nan(metric) else quoted
@@ -213,6 +258,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
 
     Raises:
         ConfigError: with DuckDB's message, when it refuses the query or the query returns no table.
+        SourceError: when the query names ``data``, and the data can't be read; says why.
         VersionNotFoundError: when the version was vacuumed after it was opened.
         MissingExtraError: when DuckDB is not installed.
 
@@ -229,7 +275,7 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
     try:
         connection.execute("set python_enable_replacements = false")  # or it would see variables of this module
         if not allow_files:
-            _confine(connection, [file.path for segment in index.manifest.segments for file in segment.data])
+            _confine(connection, [file.path for file in source_files(index.store, index.manifest)])
             _check_reads_only(connection, statement)
         return _interruptible(connection, statement)
     except duckdb.PermissionException as error:
@@ -237,6 +283,8 @@ def sql(index: Queryable, statement: str, *, allow_files: bool = False) -> pl.Da
             f"the query sees the index and the files of its data only; pass allow_files=True to lift that ({error})"
         ) from error
     except duckdb.Error as error:
+        if isinstance(error, duckdb.CatalogException) and re.search(r"name data\b", str(error)):
+            _ = index.data_rows.local_parquet  # says why there is no such view
         load(index.store, index.manifest.version)  # says so where this version was vacuumed since it was opened
         raise ConfigError(f"DuckDB refused the query: {error}") from error
     finally:

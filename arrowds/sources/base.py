@@ -102,6 +102,11 @@ class Source(ABC):
         return None
 
     @property
+    def stored(self) -> Source:
+        """The source of the rows as they are stored: of tokenized text, that of the text."""
+        return self
+
+    @property
     @abstractmethod
     def description(self) -> str:
         """One line for people, the same wherever the data lie: no folder, host or time."""

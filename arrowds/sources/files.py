@@ -217,6 +217,16 @@ class FileSource(Source):
                     )
                     self._check_unchanged(number)
 
+    @property
+    def is_local_parquet(self) -> bool:
+        """Whether other programs can read the files by their paths, as Parquet."""
+        return self._files[0].format == "parquet" and all(isinstance(file.path, Path) for file in self._files)
+
+    def check_unchanged(self) -> None:
+        """Raise UnreadableFileError where a file is no longer the one that was opened."""
+        for number in range(len(self._files)):
+            self._check_unchanged(number)
+
     def _check_unchanged(self, number: int) -> None:
         known = self.__dict__.get("_digests")
         self._files[number].stamp.check(known[number] if known else self._files[number].digest)

@@ -109,6 +109,13 @@ def _expanded(pattern: str, storage_options: Mapping[str, Any] | None) -> Sequen
                 f"can't read {pattern}: expected a path, or s3://, gs:// or az://; copy the data first"
             )
         return objects_of(pattern, storage_options, _OBJECT_ENDINGS)
+    try:
+        return _on_disk(pattern)
+    except OSError as error:
+        raise UnreadableFileError(f"can't read {error.filename or pattern}: {error.strerror or error}") from error
+
+
+def _on_disk(pattern: str) -> Sequence[Path]:
     path = Path(pattern).expanduser()
     if is_pair(path):
         return [path]
@@ -160,10 +167,14 @@ def _check_one_kind(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file():
-            yield path
+    def fail(error: OSError) -> None:
+        raise error  # pathlib would leave out a folder that it may not list
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        yield from (
+            path for name in names if not name.startswith((".", "_")) and (path := Path(parent, name)).is_file()
+        )
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -188,12 +189,39 @@ def source_from_spec(spec: Mapping[str, Any], *, storage_options: Mapping[str, A
                 return TokenizedSource.from_spec(
                     spec, source_from_spec(spec["source"], storage_options=storage_options)
                 )
+            case "given":
+                raise SourceError(
+                    f"the rows can't be read again from here: they were given as {spec['description']}, not as files"
+                )
             case kind:
                 raise SourceError(f"can't open a source of the kind {kind!r}; was it described by a newer version?")
     except ArrowdsError:
         raise
     except Exception as error:  # whatever a damaged description leads to
         raise SourceError(f"this is not the description of a source, or it is damaged ({error!r})") from error
+
+
+def record_of(source: Source) -> dict[str, Any]:
+    """What an index keeps of the data: `to_spec` of the stored rows, or no more than what their files are.
+
+    Example:
+        >>> record_of(open_source([1, 2, 3]))
+        {'kind': 'given', 'description': 'torch dataset list, batches of 1024', 'files': []}
+    """
+    rows = source.stored
+    spec = rows.to_spec()
+    if spec is not None:
+        return dict(spec)
+    return {"kind": "given", "description": rows.description, "files": [asdict(file) for file in rows.files]}
+
+
+def files_of_record(record: Mapping[str, Any]) -> list[SourceFile]:
+    """The files that a record by `record_of` names, in order; raises SourceError where it is damaged."""
+    try:
+        files = record["files"]
+        return [SourceFile.from_json(file["record"] if record["kind"] == "files" else file) for file in files]
+    except (LookupError, TypeError) as error:
+        raise SourceError(f"this is not the record of a source, or it is damaged ({error!r})") from error
 
 
 def _is_a(data: Any, module: str, *names: str) -> bool:

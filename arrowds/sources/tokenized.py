@@ -137,6 +137,11 @@ class TokenizedSource(Source):
         other._source = new
         return other
 
+    @property
+    def stored(self) -> Source:
+        """The source of the text."""
+        return self._source.stored
+
     def to_spec(self) -> dict[str, Any] | None:
         """How the source is opened and its text tokenized; None where the source has no description."""
         source = self._source.to_spec()

@@ -64,7 +64,8 @@ def test_totals_alone_are_an_index(tmp_path):
     index = analyze(TABLE, arrowds.metrics.token_counts("x"), tmp_path, workers=2)
     assert index.metrics == []
     assert index.totals["token_counts"].tolist() == [0, 1, 1, 1]
-    manifest, total = sorted(contents(tmp_path))
+    manifest, source, total = sorted(contents(tmp_path))
+    assert source.startswith("sources/")
     assert manifest == "manifests/00000001.json" and total.startswith("totals/token_counts/segment=")
 
 

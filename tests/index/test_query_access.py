@@ -21,7 +21,7 @@ def index(tmp_path):
 
 def test_a_query_sees_the_views_of_the_index_and_no_internal_table(index):
     names = [name for (name,) in index.sql("show tables").rows()]
-    assert names == ["distribution_n", "samples", "total_token_counts"]
+    assert names == ["data", "distribution_n", "samples", "total_token_counts"]
     assert index.sql("select n from samples").rows() == [(5,), (7,), (5,), (700,), (None,)]
     assert index.sql("from distribution_n").rows() == [(5, 2, 2), (7, 1, 3), (700, 1, 4)]
     assert index.sql("from total_token_counts").rows() == [(0,), (5,)]

@@ -445,10 +445,28 @@ def test_file_without_permission_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"secret{suffix}"
     write(make_table(3, nested=False), path, 3)
     path.chmod(0)
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(0o755)
+    let_others_in(tmp_path)
     with without_root(), pytest.raises(UnreadableFileError, match=rf"secret\{suffix}: Permission denied"):
         open_source(path)
+
+
+def test_folder_without_permission_is_named_and_not_left_out(tmp_path: Path) -> None:
+    for folder in (tmp_path / "data", tmp_path / "data" / "secret"):
+        folder.mkdir()
+        write_csv(make_table(3, nested=False), folder / "a.csv", 3)
+    folder.chmod(0)
+    let_others_in(tmp_path)
+    for data in (tmp_path / "data", folder, folder / "a.csv"):
+        with without_root(), pytest.raises(UnreadableFileError, match=r"can't read .*secret.*: Permission denied"):
+            open_source(data)
+    folder.chmod(0o755)
+    assert len(open_source(tmp_path / "data")) == 6
+
+
+def let_others_in(folder: Path) -> None:
+    """Open the folder, and all above it that only their owner may enter."""
+    for parent in (folder, *folder.parents[:-2]):
+        parent.chmod(0o755)
 
 
 @contextmanager

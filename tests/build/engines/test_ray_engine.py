@@ -262,7 +262,7 @@ def test_a_lost_node_costs_the_parts_that_it_was_at(cluster, tmp_path, options):
     lost = []
 
     def lose() -> None:
-        """Take away a node, not the one of the cluster's head, that has just begun a part: its worker lives on a while."""
+        """Take away a node, not the one of the cluster's head, that has just begun a part: its worker lives on."""
         while not lost and not done.wait(0.01):
             finished = {str(STARTS[int(path.stem)]) for path in (tmp_path / "index").rglob("runs/noted/*.arrow")}
             busy = {node for start, node, at in began() if start not in finished and time.monotonic_ns() - at < 5e8}
