@@ -107,6 +107,10 @@ def test_every_format_gives_the_rows_and_the_index_that_local_files_give(seaweed
     pattern = seaweed.at(f"data/*.{ending}")
     index = arrowds.analyze(pattern, metrics, seaweed.at("index"), storage_options=seaweed.options, progress=False)
     expected = arrowds.analyze(local, metrics, tmp_path / "index", progress=False)
+    ids = [2 * ROWS - 1, 0, ROWS, ROWS - 1, 0]
+    assert index.samples(ids).equals(expected.samples(ids))
+    for found in (index.sql("from data"), index.scan_data().collect()):
+        assert found.equals(expected.scan_data().collect())
     for name in index:
         assert [file.xxh3 for file in index.manifest.segments[0].columns[name].files(name).values()] == [
             file.xxh3 for file in expected.manifest.segments[0].columns[name].files(name).values()
