@@ -36,9 +36,10 @@ class BatchStream(ABC):
     chooses the pass; each continues the one before it, as a larger ``num_epochs`` would. An iteration that is running
     when a state is loaded continues from there.
 
-    The position counts what was yielded, in samples of the whole global batch, so any other layout with the same
-    global batch size can resume from it, also in the middle of a step. All ranks yield equally many microbatches. At
-    the end none of them is empty: samples that are fewer than the ranks are left out.
+    The position counts what was yielded, in samples of the whole global batch (under a token budget: in microbatches),
+    so any other layout with the same global batch size can resume from it, also in the middle of a step. All ranks
+    yield equally many microbatches. At the end none of them is empty: samples that are fewer than the ranks are left
+    out.
 
     Attributes:
         layout: how batches are divided.
@@ -106,6 +107,10 @@ class BatchStream(ABC):
     def stop(self) -> int:
         """After how many samples the stream stops: :attr:`end`, less a last microbatch too small to serve all ranks."""
         return self.layout.handed_out(self.end)
+
+    def _end_near(self, position: int) -> int:
+        """Return :attr:`stop`, or, where that takes time to find, a position after this one and before it."""
+        return self.stop
 
     @abstractmethod
     def batches_from(self, step: int) -> Int64:
@@ -176,7 +181,7 @@ class BatchStream(ABC):
             note: called with the row of each microbatch before it is yielded.
         """
         refuse_second_division(self.layout.rank, self.layout.world_size)
-        if self._start >= self.stop:
+        if self._start >= self._end_near(self._start):
             logger.warning(
                 "the sampler is exhausted: raise num_epochs, or call set_epoch(%d)",
                 self.epoch + 1,
@@ -195,14 +200,17 @@ class BatchStream(ABC):
         micro, size = self.layout.micro_samples, self.layout.global_batch_size
         start, stop = self.layout.mine(micro)
         first, ready, moves = 0, list[list[int]](), self._moves
-        end = self.stop
+        end = self._end_near(position)
         while True:
             if moves != self._moves:
-                position, end, ready, moves = self._position, self.stop, [], self._moves
+                position, ready, moves = self._position, [], self._moves
+                end = self._end_near(position)
             if self._excluded:
                 position = self._after_excluded(position)
+            if position >= end:
+                end = self._end_near(position)
             count = min(micro, size - position % size, end - position)
-            if count < micro and not self._serves_all(position, count):
+            if count < micro and not self._serves_all(position, count, end):
                 break
             if position >= end // size * size or count < micro or position % micro:
                 ids = self._odd(position, count)
@@ -211,7 +219,7 @@ class BatchStream(ABC):
                 if not first <= number < first + len(ready):
                     step = position // size + 1
                     first = (step - 1) * self.layout.gradient_accumulation_steps
-                    ready = self.batches_from(step).reshape(-1, micro)[:, start:stop].tolist()
+                    ready = self._shares_from(step, start, stop)
                 ids = ready[number - first]
             if note is not None:
                 note((position // size + 1, position % size // micro, list(ids)))
@@ -220,9 +228,15 @@ class BatchStream(ABC):
             yield ids
         self._start, self._completed = self._begin_of(self.epoch), True
 
-    def _serves_all(self, position: int, count: int) -> bool:
+    def _shares_from(self, step: int, start: int, stop: int) -> list[list[int]]:
+        """Return the part ``start`` to ``stop`` of each microbatch of a step and perhaps some after it."""
+        batches = self.batches_from(step).reshape(-1, self.layout.micro_samples)
+        shares: list[list[int]] = batches[:, start:stop].tolist()
+        return shares
+
+    def _serves_all(self, position: int, count: int, end: int) -> bool:
         """Whether ``count`` samples make a microbatch; fewer than ranks do so only in the middle of the run."""
-        in_a_whole_step = position // self.layout.global_batch_size < self.stop // self.layout.global_batch_size
+        in_a_whole_step = position // self.layout.global_batch_size < end // self.layout.global_batch_size
         return count > 0 and (count >= self.layout.world_size or in_a_whole_step)
 
     def _after_excluded(self, position: int) -> int:
@@ -236,8 +250,13 @@ class BatchStream(ABC):
         """Return this rank's part of a microbatch that is short, or that starts where another layout stopped."""
         step, offset = divmod(position, self.layout.global_batch_size)
         start, stop = self.layout.mine(count)
-        ids: list[int] = self.global_batch_at(step + 1)[offset + start : offset + stop].tolist()
+        ids: list[int] = self._samples_of(step + 1, offset + start, offset + stop).tolist()
         return ids
+
+    def _samples_of(self, step: int, start: int, stop: int) -> Int64:
+        """Return the samples at some positions of a step."""
+        samples: Int64 = self.batches_from(step)[0, start:stop]
+        return samples
 
     def global_batch_at(self, step: int) -> Int64:
         """Return the ids of the whole global batch of a step (the first is 1), by microbatch and rank.
@@ -247,8 +266,11 @@ class BatchStream(ABC):
         Raises:
             ConfigError: when ``step`` is below 1.
         """
-        batch: Int64 = self.batches_from(check_step(step))[0]
-        return batch
+        return self._samples_of(check_step(step), 0, self.layout.global_batch_size)
+
+    def _places_at(self, step: int) -> tuple[Int64, Int64]:
+        """Return the microbatch and the rank of each sample that a step hands out."""
+        return self.layout.places(self.samples_at(step) or self.layout.global_batch_size)
 
     def reset(self) -> None:
         """Go back to the beginning of the first pass."""
@@ -281,7 +303,8 @@ class BatchStream(ABC):
         size, position = self.layout.global_batch_size, self._position
         while True:
             position = self._after_excluded(position)
-            if self._serves_all(position, min(size - position % size, self.stop - position)):
+            end = self._end_near(position)
+            if self._serves_all(position, min(size - position % size, end - position), end):
                 break
             self._choose(self.epoch + 1)
             position = max(position, self._begin_of(self.epoch))
@@ -412,9 +435,9 @@ class BatchStream(ABC):
                 f"the saved state differs in {listed}; "
                 + (remedy or "use the index and the curriculum that it was saved with")
             )
-        position = state.get("consumed_samples")
+        position = state.get("consumed_samples", state.get("consumed_microbatches"))
         if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-            raise StateMismatchError(f"the saved state has an invalid position: {position!r} samples")
+            raise StateMismatchError(f"the saved state has an invalid position: {position!r}")
         epoch = state.get("epoch", 0)
         if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
             raise StateMismatchError(f"the saved state has an invalid epoch: {epoch!r}")

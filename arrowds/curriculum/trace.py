@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arrowds.curriculum.ranks import RankLayout
 from arrowds.errors import StorageError, UnreadableFileError
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _SAMPLES_PER_WRITE = 4096
 def trace_table(
     batches: Mapping[int, npt.NDArray[np.int64]],
     difficulties: Mapping[int, Mapping[str, Any]],
-    layout: RankLayout,
+    places: Mapping[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
     values: Mapping[str, MetricValues],
 ) -> pa.Table:
     """Return one row per sample of each step: ``step``, ``micro_batch``, ``rank``, ``sample_id``, difficulties, values.
@@ -36,16 +35,15 @@ def trace_table(
     Args:
         batches: the ids that are drawn, by step.
         difficulties: by step and metric; they become the columns ``difficulty_NAME``.
-        layout: how the batches are divided.
+        places: the microbatch and the rank of each of these ids, by step.
         values: the metrics whose values become columns of their names.
     """
     steps = np.repeat(list(batches), [len(ids) for ids in batches.values()])
-    places = [layout.places(len(ids)) for ids in batches.values()]
     ids = np.concatenate([np.zeros(0, np.int64), *batches.values()])
     columns: dict[str, Any] = {
         "step": pa.array(steps, pa.int64()),
-        "micro_batch": pa.array(np.concatenate([[], *(micro for micro, _ in places)]), pa.int32()),
-        "rank": pa.array(np.concatenate([[], *(rank for _, rank in places)]), pa.int32()),
+        "micro_batch": pa.array(np.concatenate([[], *(micro for micro, _ in places.values())]), pa.int32()),
+        "rank": pa.array(np.concatenate([[], *(rank for _, rank in places.values())]), pa.int32()),
         "sample_id": pa.array(ids, pa.uint64()),
     }
     for name in next(iter(difficulties.values()), {}):
