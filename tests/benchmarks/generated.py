@@ -28,7 +28,7 @@ SHAPES = ("uint16", "half", "floats")
 
 METRIC = arrowds.metrics.expr("m", pl.col("m"))
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 14  # as many rows as the smallest parts of a million samples have
 
 
 class Generated(arrowds.sources.Source):
