@@ -71,8 +71,9 @@ def fill_all(samples: int) -> None:
         iterated = seconds(lambda again=again: [len(ids) for ids in again])
         fill = np.mean([sampler.tokens_at(step).mean() for step in range(1, sampler.num_steps + 1)]) / BUDGET
         print(
-            f"{samples:,} samples, {name}: {samples / taken / 1e6:.2f} M samples/s to fill all steps, {taken / plain:.0f} "
-            f"times the NumPy pass; {samples / iterated / 1e6:.2f} M samples/s iterated; fill {fill:.4f}"
+            f"{samples:,} samples, {name}: {samples / taken / 1e6:.2f} M samples/s to fill all steps, "
+            f"{taken / plain:.0f} times the NumPy pass; "
+            f"{samples / iterated / 1e6:.2f} M samples/s iterated; fill {fill:.4f}"
         )
 
 
