@@ -20,7 +20,7 @@ from numbers_dataset import ROWS, metrics_of_numbers, numbers
 
 import arrowds
 from arrowds.build.engines import TorchEngine, Work
-from arrowds.build.engines.torch import _address
+from arrowds.build.engines.torch_ranks import address_of
 from arrowds.errors import ConfigError, MissingExtraError
 
 HERE = Path(__file__).parent
@@ -375,6 +375,6 @@ def test_no_ranks_no_torch_and_wrong_numbers_are_refused(tmp_path, monkeypatch):
 def test_torchruns_variables_come_before_those_of_a_job_around_it():
     slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a"}
     inside = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "b", "MASTER_PORT": "1"}
-    assert _address({**slurm, **inside}) == (3, 4, "env://")
-    assert _address({**slurm, "MASTER_PORT": "5"}) == (0, 1, "tcp://a:5")
+    assert address_of({**slurm, **inside}) == (3, 4, "env://")
+    assert address_of({**slurm, "MASTER_PORT": "5"}) == (0, 1, "tcp://a:5")
     assert ROWS == 5000
