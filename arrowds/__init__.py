@@ -1,6 +1,6 @@
 """Index training data by metrics and feed it to training in the order that the metrics call for."""
 
-from arrowds import errors, metrics, sources, stats
+from arrowds import cost, errors, metrics, sources, stats
 from arrowds.build.api import add_metrics, analyze, append
 from arrowds.build.compact import compact, vacuum, versions
 from arrowds.curriculum.config import CurriculumMetric
@@ -34,6 +34,7 @@ __all__ = [
     "append",
     "batch_by_tokens",
     "compact",
+    "cost",
     "create_data_loader",
     "errors",
     "execute_data_pipeline",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from arrowds.cost import LengthCost
 from arrowds.curriculum.config import Curriculum, CurriculumMetric, curriculum_digest, parse_curriculum
 from arrowds.curriculum.draws import Draws, DrawSettings, find_draws
 from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, evaluate, fingerprint_of
@@ -47,6 +48,9 @@ class CurriculumSampler(BatchStream):
             within the budget. By default the sum of the lengths is.
         overlong: with ``max_tokens``, "raise" (the default) refuses samples that are longer; "truncate" counts them as
             ``max_tokens``, and the dataset has to cut them.
+        cost: with ``max_tokens``, what a sample costs: of :func:`arrowds.cost.transformer`, a pair (a, b) for
+            a L + b L^2 of its length L, or the name of a metric. The samples of a step are then divided so that the
+            costliest rank costs as little as possible; steps are filled to 92 %, which leaves room for that.
         seed: of all that is random.
         num_epochs: how many times the samples are drawn.
         order: "stateless": every batch follows from (seed, step); "deepspeed": the batches of DeepSpeed's sampler. More
@@ -97,6 +101,7 @@ class CurriculumSampler(BatchStream):
         lengths: str | None = None,
         padded: bool | None = None,
         overlong: Literal["raise", "truncate"] | None = None,
+        cost: LengthCost | tuple[float, float] | str | None = None,
         rank: int = 0,
         world_size: int = 1,
         gradient_accumulation_steps: int = 1,
@@ -109,7 +114,7 @@ class CurriculumSampler(BatchStream):
         exclude_ids: Iterable[int] | None = None,
         record: str | PathLike[str] | None = None,
     ) -> None:
-        check_options(max_tokens, micro_batch_size, order, lengths=lengths, padded=padded, overlong=overlong)
+        check_options(max_tokens, micro_batch_size, order, lengths=lengths, padded=padded, overlong=overlong, cost=cost)
         layout = RankLayout(
             micro_batch_size=1 if micro_batch_size is None else micro_batch_size,  # a place is a sample or a microbatch
             rank=rank,
@@ -128,11 +133,10 @@ class CurriculumSampler(BatchStream):
         self._derived = _derived(index, self.metrics)
         self._allowed = None if where is None else _allowed(index, where)
         self._where = where
-        self._budget = (
-            None
-            if max_tokens is None
-            else TokenBudget(max_tokens, lengths or "seqlen", bool(padded), overlong or "raise")
-        )
+        self._budget = None
+        if max_tokens is not None:
+            priced = LengthCost(*cost) if isinstance(cost, tuple | list) else cost
+            self._budget = TokenBudget(max_tokens, lengths or "seqlen", bool(padded), overlong or "raise", priced)
         self._digest = curriculum_digest(self.metrics, where)
         if self._end_near(0) < 1:
             batch = f"one batch of {layout.global_batch_size}"
@@ -211,6 +215,8 @@ class CurriculumSampler(BatchStream):
             samples_per_epoch=self.samples_per_epoch,
             drop_last=self.drop_last,
             seed=self.seed,
+            ranks=self.layout.world_size,
+            cost=self._budget.cost_of(self.index),
         )
 
     def _end_of(self, epoch: int) -> int:
@@ -259,6 +265,19 @@ class CurriculumSampler(BatchStream):
         if self._steps is None or self._position == 0:
             return super().step_of_epoch
         return self.step - self._steps.last_step(self._steps.mark_of(self.step).epoch)
+
+    def costs_at(self, step: int) -> npt.NDArray[np.float64]:
+        """Return the costs of the microbatches of a step: float64, ``[gradient_accumulation_steps, world_size]``.
+
+        Without ``cost`` these are their tokens. The sum of each column is the work of a rank; the largest of these,
+        over their mean, is the time of the step over that of a balanced one.
+
+        Raises:
+            ConfigError: when ``step`` is below 1, or there is no token budget.
+        """
+        if self._steps is None:
+            raise ConfigError("costs_at needs a token budget: pass max_tokens")
+        return self._steps.costs(check_step(step)).reshape(-1, self.layout.world_size)
 
     def tokens_at(self, step: int) -> Int64:
         """Return the tokens of the microbatches of a step: int64, ``[gradient_accumulation_steps, world_size]``.
@@ -311,7 +330,8 @@ class CurriculumSampler(BatchStream):
         expressions = [metric.difficulty for metric in self.metrics if metric.difficulty is not None]
         expressions += [] if self._where is None else [self._where]
         named = [name for expression in expressions for name in expression.meta.root_names()]
-        named += [] if self._budget is None else [self._budget.lengths]
+        if self._budget is not None:
+            named += [self._budget.lengths, *([self._budget.cost] if isinstance(self._budget.cost, str) else [])]
         return [*(metric.name for metric in self.metrics if metric.difficulty is None), *named]
 
     def checked_position(self, state: Mapping[str, Any], on_new_data: OnNewData = "refuse") -> int:

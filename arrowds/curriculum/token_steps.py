@@ -10,13 +10,15 @@ begins; from a mark, the steps after it follow without those before.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from arrowds.cost import LengthCost
+from arrowds.curriculum.balance import balanced
 from arrowds.curriculum.metric_values import MetricSource, find_metric
 from arrowds.curriculum.permutation import derive_key, mix
 from arrowds.curriculum.pools import Phases
@@ -31,6 +33,10 @@ BLOCK = 64
 
 _ORDER = 3  # what a key is for, beside those of arrowds.curriculum.stateless
 _FILLS = (0.996, 0.992, 0.986)
+_FILL_TO_BALANCE = 0.92
+"""Ranks with a costly sample need fewer tokens than others, which must have room for theirs."""
+
+Cost = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float64]]
 
 
 class Mark(NamedTuple):
@@ -91,6 +97,9 @@ class TokenSteps:
         drop_last: whether draws at the end of an epoch that don't fill a step are left to the next one. Otherwise they
             make a step that is less full, unless they are fewer than its microbatches.
         seed: of the order of microbatches within a block.
+        ranks: how many ranks share the microbatches.
+        cost: what samples cost, from their ids and lengths, to divide each step among the ranks by; None where the
+            division does not matter.
     """
 
     def __init__(
@@ -105,6 +114,8 @@ class TokenSteps:
         samples_per_epoch: int,
         drop_last: bool,
         seed: int,
+        ranks: int,
+        cost: Cost | None,
     ) -> None:
         self._draws = draws
         self._phases = phases
@@ -115,6 +126,10 @@ class TokenSteps:
         self._per_epoch = samples_per_epoch
         self._drop_last = drop_last
         self._seed = seed
+        self._ranks = ranks
+        self._cost = cost
+        self._fills = _FILLS if cost is None else (_FILL_TO_BALANCE,)
+        self._divided: tuple[int, list[Int64]] = 0, []
         self._steps = -(-BLOCK // microbatches)
         self._tokens_per_draw = 1.0
         self._plan: tuple[tuple[int, ...], StatelessDraws] = (), draws(np.zeros(len(phases.start), np.int64))
@@ -122,11 +137,39 @@ class TokenSteps:
         self._block: _Block | None = None
 
     def microbatches(self, step: int) -> list[Int64]:
-        """Return the ids of each microbatch of a step."""
+        """Return the ids of each microbatch of a step; where costs are known, those that give ranks equal work."""
+        if self._cost is None:
+            return self._packed(step)
+        if self._divided[0] != step:
+            self._divided = step, self._balanced(self._packed(step), self._cost)
+        return self._divided[1]
+
+    def _balanced(self, packed: list[Int64], cost: Cost) -> list[Int64]:
+        ids = np.concatenate(packed)
+        lengths = self._tokens_of(ids)
+        place = balanced(
+            lengths,
+            cost(ids, lengths),
+            ranks=self._ranks,
+            microbatches=self._microbatches // self._ranks,
+            capacity=self._max_tokens,
+        )
+        if place is None:
+            return packed
+        counts = np.bincount(place, minlength=self._microbatches)
+        return np.split(ids[np.argsort(place, kind="stable")], np.cumsum(counts)[:-1])
+
+    def _packed(self, step: int) -> list[Int64]:
         block = self._block_of(step)
         first = (step - block.mark.step) * self._microbatches
         bounds = block.offsets[first : first + self._microbatches + 1]
         return np.split(block.ids[bounds[0] : bounds[-1]], bounds[1:-1] - bounds[0])
+
+    def costs(self, step: int) -> npt.NDArray[np.float64]:
+        """Return the cost of each microbatch of a step; its tokens where no costs are known."""
+        if self._cost is None:
+            return self.tokens(step).astype(np.float64)
+        return np.array([float(self._cost(ids, self._tokens_of(ids)).sum()) for ids in self.microbatches(step)])
 
     def tokens(self, step: int) -> Int64:
         """Return the tokens of each microbatch of a step, without padding."""
@@ -213,7 +256,7 @@ class TokenSteps:
         steps = max(1, int(tokens))
         while steps < most and len(self._dealt(lengths, steps, first)[0]) < len(lengths):
             steps += 1
-        if self._drop_last and tokens < _FILLS[-1] * steps:
+        if self._drop_last and tokens < self._fills[-1] * steps:
             steps -= 1
         return min(steps, len(lengths) // self._microbatches)
 
@@ -244,7 +287,10 @@ class TokenSteps:
     def _dealt(self, lengths: Int64, steps: int, first: int) -> tuple[Int64, Int64]:
         """Deal the first draws, as many as fit, to all microbatches of the steps: positions, and where each begins."""
         bins = steps * self._microbatches
-        where = (_fill_padded if self._padded else _fill_flat)(lengths, bins, self._max_tokens)
+        if self._padded:
+            where = _fill_padded(lengths, bins, self._max_tokens)
+        else:
+            where = _fill_flat(lengths, bins, self._max_tokens, self._fills)
         key = derive_key(self._seed, _ORDER, np.array([first]))
         place = np.argsort(np.argsort(mix(key + np.arange(bins, dtype=np.uint64)), kind="stable"), kind="stable")
         microbatch = place[where]
@@ -252,10 +298,10 @@ class TokenSteps:
         return np.argsort(microbatch, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
 
 
-def _fill_flat(lengths: Int64, bins: int, capacity: int) -> Int64:
+def _fill_flat(lengths: Int64, bins: int, capacity: int, fills: Sequence[float]) -> Int64:
     """Return the bin of each of the first samples: as many as fit, at least one in each bin. Pure."""
     total = np.cumsum(lengths)
-    for fill in _FILLS:
+    for fill in fills:
         count = int(np.searchsorted(total, fill * bins * capacity, side="right"))
         if count >= bins and (where := _dealt_evenly(lengths[:count], bins, capacity)) is not None:
             return where
@@ -344,12 +390,34 @@ class TokenBudget:
         lengths: the metric that counts those of a sample.
         padded: whether padding counts, up to the longest sample.
         overlong: what becomes of longer samples: "raise" or "truncate".
+        cost: what samples cost: a function of their length, or a metric; None to count tokens.
     """
 
     max_tokens: int
     lengths: str
     padded: bool
     overlong: str
+    cost: LengthCost | str | None
+
+    def cost_of(self, index: MetricSource) -> Cost | None:
+        """Return what gives the cost of samples by their ids and lengths.
+
+        Raises:
+            ConfigError: when a metric has no number, or one below zero, for a sample.
+        """
+        if not isinstance(self.cost, str):
+            of_length = self.cost
+            return None if of_length is None else lambda ids, lengths: of_length(lengths)
+        metric = find_metric(index, self.cost)
+        if metric.values.dtype.kind not in "iuf":
+            raise ConfigError(f"cost={self.cost!r}: expected a metric of numbers, got {metric.values.dtype}")
+        if len(metric.order) < index.num_samples:
+            missing = index.num_samples - len(metric.order)
+            raise ConfigError(f"cost={self.cost!r}: {missing} samples have no value of it")
+        least = int(metric.order[0])
+        if metric.values[least] < 0:
+            raise ConfigError(f"cost={self.cost!r}: sample {least} has {metric.values[least]}; costs can't be negative")
+        return lambda ids, lengths: metric.values[ids].astype(np.float64)
 
     def lengths_of(
         self, index: MetricSource, allowed: npt.NDArray[np.bool_] | None, exclude_ids: Int64
@@ -406,6 +474,10 @@ def check_options(max_tokens: object, micro_batch_size: object, order: str, **op
         raise ConfigError(f"max_tokens must be a positive integer, got {max_tokens!r}")
     if options.get("overlong") not in (None, "raise", "truncate"):
         raise ConfigError(f"overlong must be 'raise' or 'truncate', got {options['overlong']!r}")
+    if options.get("cost") is not None and options.get("padded"):
+        raise ConfigError("cost needs padded=False: where microbatches are padded, samples of one length go together")
+    if not isinstance(options.get("cost"), LengthCost | tuple | list | str | None):
+        raise ConfigError(f"cost must be of arrowds.cost, a pair of factors or a metric, got {options['cost']!r}")
     given = [name for name, value in options.items() if value is not None]
     if max_tokens is None and given:
         raise ConfigError(
