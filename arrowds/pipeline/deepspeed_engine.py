@@ -11,7 +11,7 @@ from arrowds.errors import ConfigError, StateMismatchError
 from arrowds.integrations import deepspeed as ads
 from arrowds.pipeline.config import BatchConfig, TrainingConfig, read_settings
 from arrowds.pipeline.group import Ranks
-from arrowds.pipeline.torch_engine import make_optimizer, make_scheduler
+from arrowds.pipeline.torch_engine import apply_settings, make_optimizer, make_scheduler
 from arrowds.pipeline.trainer import StepResult, count_tokens, forward
 
 _CLIENT_STATE = "arrowds"
@@ -51,6 +51,7 @@ class DeepSpeedTrainer:
         settings = deepspeed_settings(config, batches, ranks.world_size)
         optimizer = None if "optimizer" in settings else make_optimizer(model, config)
         scheduler = None if "scheduler" in settings else lambda made: make_scheduler(made, config)
+        self._own_rates = None if optimizer is None or scheduler is None else config
         self._engine = ads.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings)[0]
         self.device = self._engine.device
 
@@ -80,5 +81,7 @@ class DeepSpeedTrainer:
         path, client_state = self._engine.load_checkpoint(str(folder))
         if path is None or _CLIENT_STATE not in client_state:
             raise StateMismatchError(f"the checkpoints in {folder} are from another program; choose another output")
+        if self._own_rates is not None:
+            apply_settings(self._engine.optimizer, self._engine.lr_scheduler, self._own_rates)
         state: Mapping[str, Any] = client_state[_CLIENT_STATE]
         return state

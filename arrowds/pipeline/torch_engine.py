@@ -35,6 +35,15 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
 
 
+def apply_settings(optimizer: Any, scheduler: Any, config: TrainingConfig) -> None:
+    """Give what a checkpoint has restored the learning rate and the weight decay of the configuration."""
+    scheduler.base_lrs = [config.learning_rate] * len(optimizer.param_groups)
+    rates = [config.learning_rate * rise(scheduler.last_epoch) for rise in scheduler.lr_lambdas]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group.update(initial_lr=config.learning_rate, lr=rate, weight_decay=config.weight_decay)
+    scheduler._last_lr = rates  # what get_last_lr tells; torch has no other way to set it
+
+
 class TorchTrainer:
     """A model, AdamW and a learning rate that warms up; checkpoints are one file each, loaded without pickled code."""
 
@@ -116,5 +125,6 @@ class TorchTrainer:
                 f"{path} is a checkpoint of another model: {error}; choose another output"
             ) from error
         self._scheduler.load_state_dict(content["scheduler"])
+        apply_settings(self._optimizer, self._scheduler, self._config)
         state: Mapping[str, Any] = content["state"]
         return state

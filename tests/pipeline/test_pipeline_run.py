@@ -57,6 +57,20 @@ def test_stopped_and_resumed_equals_one_go(configuration, tmp_path, stops, num_w
     assert run.losses.equals(whole.losses) and run.difficulties.equals(whole.difficulties)
 
 
+def test_a_resumed_run_takes_the_learning_rate_of_its_file(configuration, tmp_path):
+    training = {"learning_rate": 0.01, "warmup_steps": 6, "weight_decay": 0.0}
+    run_pipeline(configuration(training=training | {"steps": 3}))
+    changed = training | {"learning_rate": 0.002, "steps": 8}
+    rates = run_pipeline(configuration(training=changed)).losses["lr"].to_pylist()
+    assert rates == pytest.approx([0.01 * n / 6 for n in (1, 2, 3)] + [0.002 * min(1, n / 6) for n in range(4, 9)])
+    other = configuration(training=changed | {"learning_rate": 0.01}, output=str(tmp_path / "other"))
+    run_pipeline(configuration(training=training | {"steps": 3}, output=str(tmp_path / "other")))
+    here, there = (
+        run_pipeline(values).losses["loss"].to_pylist() for values in (configuration(training=changed), other)
+    )
+    assert here[:4] == there[:4] and here[5:] != there[5:]  # the fourth step is the first with another rate
+
+
 def test_error_between_checkpoints_keeps_the_tables_and_resumes_exactly(configuration, tmp_path):
     whole = run_pipeline(configuration(output=str(tmp_path / "whole")))
     values = configuration(training={"checkpoint_every": 3})
