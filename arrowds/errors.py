@@ -1,4 +1,4 @@
-"""Every exception that arrowds raises on purpose, and nothing else.
+"""Every exception that arrowds raises on purpose, and the warning that it gives; nothing else.
 
     ArrowdsError
     |-- MissingExtraError (ImportError)         an optional dependency is not installed
@@ -36,6 +36,10 @@ from __future__ import annotations
 
 class ArrowdsError(Exception):
     """The root of everything that arrowds raises on purpose."""
+
+
+class ArrowdsWarning(UserWarning):
+    """An argument that is valid, and probably a mistake; the message says of what."""
 
 
 class MissingExtraError(ArrowdsError, ImportError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.index import Index
-from arrowds.index.metric import MetricIndex
+from arrowds.index.metric import MetricIndex, warn_of_shares
 from arrowds.schema import numpy_dtype
 from arrowds.store import replacing
 
@@ -104,6 +104,9 @@ def bars(
     Raises:
         ConfigError: when ``log`` is asked for negative values, or ``between`` is out of range or reversed.
 
+    Warns:
+        ArrowdsWarning: when ``between`` looks like shares of 1.
+
     >>> import arrowds, polars as pl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     data = pl.DataFrame({"x": [*range(1, 999), 10_000, 100_000]})
@@ -146,6 +149,7 @@ def _percentile_bounds(
     first, last = between
     if not 0 <= first < last <= 100:
         raise ConfigError(f"percentiles must be 0 <= LO < HI <= 100, got between={between}")
+    warn_of_shares(first, last)
     shares = [first / 100, last / 100]
     lower, upper = (min(max(float(level), low), high) for level in metric.quantile(shares).tolist())
     return lower, upper

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from arrowds.errors import ConfigError, MissingExtraError, StorageError
+from arrowds.errors import ArrowdsWarning, ConfigError, MissingExtraError, StorageError
 from arrowds.plots import bars, describe, draw, plot, text_histogram
 
 
@@ -188,6 +188,8 @@ def test_bars_lie_between_percentiles_as_asked(skewed):
     for bounds in ((90, 5), (5, 5), (-1, 50), (50, 101)):
         with pytest.raises(ConfigError, match="0 <= LO < HI <= 100"):
             bars(skewed["tokens"], 10, between=bounds)
+    with pytest.warns(ArrowdsWarning, match=r"percentiles are 0 to 100, so 0 to 0.5 "):
+        bars(skewed["tokens"], 10, between=(0, 0.5))
 
 
 def test_text_and_picture_show_what_lies_outside_the_bars(skewed):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from arrowds.arrays import arrow_view, numpy_view
-from arrowds.build.plan import MapTask, Part, digest_of_total
+from arrowds.build.kept import keeping, kept_batches
+from arrowds.build.plan import MapTask, Part, columns_of, digest_of_total
 from arrowds.build.results import checked_sum, checked_values
 from arrowds.build.runs import Run, write_run
 from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, MetricValueError, SourceError
@@ -66,9 +68,18 @@ def map_part(task: MapTask, part: Part) -> None:
     metrics = [metric for metric in task.metrics if not _can_be_kept(task, metric, part)]
     if not metrics:
         return
+    if task.later and task.kept:
+        with suppress(IndexCorruptError):  # the source is read again
+            return _measure(task, part, metrics, kept_batches(task, part))
+    batches = task.source.read(part.start, part.stop, task.columns)
+    return _measure(task, part, metrics, keeping(task, part, batches) if task.kept and not task.later else batches)
+
+
+def _measure(task: MapTask, part: Part, metrics: Sequence[Metric], batches: Iterator[Any]) -> None:
+    """Compute metrics of the batches of one part, and write each as one file."""
     values: dict[str, list[pa.Array]] = {metric.name: [] for metric in metrics}
     sums: dict[str, np.ndarray] = {}
-    for start, rows, batch in _batches(task, part):
+    for start, rows, batch in _numbered(task, part, batches):
         for metric in metrics:
             result = _computed(task, metric, batch, start, rows)
             if start == part.start:
@@ -86,14 +97,14 @@ def map_part(task: MapTask, part: Part) -> None:
             _write_sum(task, metric, part, sums.pop(metric.name))
 
 
-def _batches(task: MapTask, part: Part) -> Iterator[tuple[int, int, Any]]:
+def _numbered(task: MapTask, part: Part, batches: Iterator[Any]) -> Iterator[tuple[int, int, Any]]:
     """Yield first row, number of rows and content of each batch of a part.
 
     All columns of the pass are read, also where only some metrics are left to compute: the batches of a file depend on
     its columns, and sums of floats on the batches.
     """
     start = part.start
-    for batch in task.source.read(part.start, part.stop, columns_of(task.metrics)):
+    for batch in batches:
         rows = batch.num_rows if isinstance(batch, pa.RecordBatch) else min(task.source.batch_size, part.stop - start)
         if rows:
             yield start, rows, batch
@@ -103,16 +114,6 @@ def _batches(task: MapTask, part: Part) -> Iterator[tuple[int, int, Any]]:
             f"the source ({task.source.description}) gave {start - part.start} of the {len(part)} rows "
             f"{part.start} to {part.stop - 1}; was it changed during the run?"
         )
-
-
-def columns_of(metrics: Sequence[Metric]) -> list[str] | None:
-    """Return the columns that the metrics read together, or None where one reads all."""
-    found: dict[str, None] = {}
-    for metric in metrics:
-        if metric.columns is None:
-            return None
-        found.update(dict.fromkeys(metric.columns))
-    return list(found)
 
 
 def _computed(task: MapTask, metric: Metric, batch: Any, start: int, rows: int) -> Any:

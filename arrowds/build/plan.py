@@ -137,12 +137,23 @@ class BuildPlan:
         first = [metric for metric in self.metrics if metric not in later]
         return [metrics for metrics in (first, later) if metrics]
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The columns that the first pass leaves for the second: all that this reads, if the source computes them."""
+        first, *later = self.passes
+        if not later:
+            return ()
+        columns, read = columns_of(later[0]) or (), columns_of(first)
+        shared = set(self.source.computed if read is None else read) & {*self.source.computed}
+        return tuple(columns) if {*columns} <= shared else ()
+
     def parts_of(self, segment: SegmentPlan) -> list[Part]:
         """The parts that lie in a segment."""
         return [part for part in self.parts if segment.start <= part.start < segment.stop]
 
     def task(self, metrics: Sequence[Metric], totals: Mapping[str, np.ndarray]) -> MapTask:
         """Return what workers need for one pass."""
+        later = any(total.name not in self.basis for metric in metrics for total in metric.requires)
         return MapTask(
             store=self.store,
             build=self.key,
@@ -151,12 +162,29 @@ class BuildPlan:
             segments=self.segments,
             metrics=tuple(metrics),
             totals=dict(totals),
+            columns=columns_of(self.passes[0] if later and self.kept else metrics),
+            kept=self.kept,
+            later=later,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapTask:
-    """What is the same for all parts of one pass."""
+    """What is the same for all parts of one pass.
+
+    Attributes:
+        store: where the index is.
+        build: the key of the build.
+        source: what is measured.
+        fingerprint: digest of the source's ordered content.
+        segments: what the rows become.
+        metrics: those of the pass.
+        totals: what some of them were defined with, by name.
+        columns: what is read of the source, None for all. A second pass reads what the first one does, where it reads
+            the source because nothing was kept: its batches are the same in either case.
+        kept: the columns that the first pass keeps for the second.
+        later: whether this is the second pass.
+    """
 
     store: Store
     build: str
@@ -165,6 +193,9 @@ class MapTask:
     segments: tuple[SegmentPlan, ...]
     metrics: tuple[Metric, ...]
     totals: Mapping[str, np.ndarray]
+    columns: list[str] | None
+    kept: tuple[str, ...]
+    later: bool
 
     def segment_of(self, part: Part) -> SegmentPlan:
         """The segment that a part lies in."""
@@ -176,6 +207,21 @@ class MapTask:
         needs = [digest_of_total(self.totals[total.name]) for total in metric.requires if total.name in self.totals]
         text = "|".join(map(str, (FORMAT_VERSION, self.fingerprint, segment.start, part.start, part.stop, metric.name)))
         return xxhash.xxh3_128_hexdigest("|".join([text, metric.definition(), *needs]).encode())
+
+    def kept_digest(self, part: Part) -> str:
+        """Return what the columns that are kept of a part were made from: the data, the rows, and what was read."""
+        text = (FORMAT_VERSION, self.fingerprint, part.start, part.stop, self.kept, self.columns)
+        return xxhash.xxh3_128_hexdigest(repr(text).encode())
+
+
+def columns_of(metrics: Sequence[Metric]) -> list[str] | None:
+    """Return the columns that the metrics read together, or None where one reads all."""
+    found: dict[str, None] = {}
+    for metric in metrics:
+        if metric.columns is None:
+            return None
+        found.update(dict.fromkeys(metric.columns))
+    return list(found)
 
 
 def digest_of_total(total: np.ndarray) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 import arrowds
 from arrowds.cli import aio, build, convert, demo, index, messages, profile, shards, training
-from arrowds.errors import ArrowdsError
+from arrowds.errors import ArrowdsError, ArrowdsWarning
 
 app = typer.Typer(
     name="arrowds",
@@ -64,10 +65,29 @@ def _options(
     """Options before the command."""
 
 
+_show_of_python = warnings.showwarning
+
+
+def _show_warning(  # noqa: PLR0917  # the arguments of warnings.showwarning
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of the library as one line; those of other packages as Python does."""
+    if issubclass(category, ArrowdsWarning):
+        print(f"arrowds: warning: {messages.one_line(str(message))}", file=sys.stderr)
+    else:
+        _show_of_python(message, category, filename, lineno, file, line)
+
+
 def main() -> None:
     """Run the command line and exit: 0, 1 (failed, one line on stderr), 2 (wrong usage) or 130 (interrupted)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("arrowds").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # both are text files when a command runs
     try:

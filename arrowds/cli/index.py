@@ -82,7 +82,7 @@ def plot(
     ] = None,
     between: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LO HI", help="Draw the samples between two percentiles; the others are counted."),
+        typer.Option(metavar="LO HI", help="Draw the samples between two percentiles (0 to 100), count the others."),
     ] = None,
     version: options.Version = None,
     storage_option: options.StorageOptions = None,

@@ -7,6 +7,7 @@ over a fork.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from arrowds.arrays import numpy_view
-from arrowds.errors import ConfigError
+from arrowds.errors import ArrowdsWarning, ConfigError
 from arrowds.index.lookup import BucketOrder, Lookup, MappedOrder, distribution_of
 from arrowds.index.manifest import Manifest
 from arrowds.index.view import View, ViewSpec
@@ -190,10 +191,14 @@ class MetricIndex:
 
         Raises:
             ConfigError: when the bounds are out of range or reversed.
+
+        Warns:
+            ArrowdsWarning: when the bounds look like shares of 1.
         """
         low, high = _as_written(lo), _as_written(hi)
         if not 0 <= low <= high <= 100:
             raise ConfigError(f"percentiles must be 0 <= lo <= hi <= 100, got lo={lo}, hi={hi}")
+        warn_of_shares(lo, hi)
         start, stop = (int(_EXACT.multiply(bound, self.num_valid).scaleb(-2, _EXACT)) for bound in (low, high))
         return self._lookup.ids(start, stop)
 
@@ -217,7 +222,8 @@ class MetricIndex:
     def _quantile_position(self, share: float) -> int:
         exact = _as_written(share)
         if not 0 <= exact <= 1:
-            raise ConfigError(f"a quantile must lie in [0, 1], got {share}")
+            meant = f"; did you mean {exact / 100}?" if 1 < exact <= 100 else ""
+            raise ConfigError(f"a quantile must lie in [0, 1], got {share}{meant}")
         return max(0, math.ceil(_EXACT.multiply(exact, self.num_valid)) - 1)
 
     def _at(self, positions: Any) -> Any:
@@ -260,6 +266,16 @@ class MetricIndex:
     def distribution(self) -> pl.DataFrame:
         """Return each distinct ``value`` in order with its ``count`` and the ``cumulative_count`` up to it."""
         return distribution_of(self.spec)
+
+
+def warn_of_shares(lo: float, hi: float) -> None:
+    """Warn when two percentiles, of which 100 is the last, look like shares of 1: fractions, and at most 1."""
+    if hi <= 1 and any(isinstance(bound, (float, np.floating)) for bound in (lo, hi)):
+        warnings.warn(
+            f"percentiles are 0 to 100, so {lo} to {hi} lie in the lowest hundredth; multiply shares of 1 by 100",
+            ArrowdsWarning,
+            stacklevel=3,
+        )
 
 
 def _number(value: Any) -> Any:

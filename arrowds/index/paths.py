@@ -95,6 +95,16 @@ def part_sum(key: str, total: str, part: int) -> str:
     return f"{build(key)}/sums/{check_metric_name(total)}/{part:05d}.parquet"
 
 
+def kept_batch(key: str, part: int, batch: int) -> str:
+    """The computed columns of one batch of a part, kept for the second pass."""
+    return f"{build(key)}/kept/{part:05d}/{batch:05d}.arrow"
+
+
+def kept_record(key: str, part: int) -> str:
+    """What these files of one part were made from, and their digests."""
+    return f"{build(key)}/kept/{part:05d}.json"
+
+
 def results(key: str, metric: str) -> list[str]:
     """The prefixes below which all results of one metric of a build lie."""
     return [f"{build(key)}/{kind}/{check_metric_name(metric)}" for kind in ("runs", "values", "sums", "reduced")]

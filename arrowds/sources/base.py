@@ -37,6 +37,9 @@ class Source(ABC):
     batch_size: int = MAX_BATCH_ROWS
     """Rows of each batch that is no record batch, which has a length of its own; the last of a range may have fewer."""
 
+    computed: tuple[str, ...] = ()
+    """The columns that `read` computes at some cost, such as token ids: a build of two passes keeps them."""
+
     @abstractmethod
     def __len__(self) -> int:
         """The number of rows."""

@@ -64,6 +64,7 @@ class TokenizedSource(Source):
         tokens = (pa.large_list if wide else pa.list_)(pa.uint8()) if self._json is None else pa.list_(pa.int32())
         self._schema = source.schema.append(pa.field(output, tokens))
         self.concurrent = source.concurrent
+        self.computed = () if self._json is None else (output,)
 
     def __len__(self) -> int:
         """The number of rows."""

@@ -9,8 +9,9 @@ import pytest
 from index_files import contents
 
 from arrowds import metrics
-from arrowds.build.map import columns_of, is_finished, map_part, run_of, sum_of_parts
+from arrowds.build.map import is_finished, map_part, run_of, sum_of_parts
 from arrowds.build.operations import plan_analysis
+from arrowds.build.plan import columns_of
 from arrowds.sources import Source, TorchSource, open_source
 from arrowds.store import LocalStore
 

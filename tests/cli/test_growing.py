@@ -107,6 +107,13 @@ def test_ctrl_c_says_that_the_same_command_resumes_and_it_does(shell, interrupt)
     assert not builds.exists()
 
 
+def test_percentiles_that_look_like_shares_of_1_are_one_line_of_warning(grown):
+    process = grown.start("plot", "index", "seqlen", "--between", 0, 0.9)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "above" in out
+    assert err.startswith("arrowds: warning: percentiles are 0 to 100, so 0.0 to 0.9 ") and err.count("\n") == 1
+
+
 def test_ctrl_c_of_a_query_says_only_that(grown, interrupt):
     process = grown.start("sql", "index", "select count(*) from range(100000000000) as a(x) where hash(x) = 1")
     interrupt(process, lambda: processor_seconds(process.pid) > 8)  # it is past its imports, and runs

@@ -18,7 +18,7 @@ from strategies import chunked_columns
 from thresholds import SIZES, TINY, small_thresholds
 
 import arrowds
-from arrowds.errors import ConfigError
+from arrowds.errors import ArrowdsWarning, ConfigError
 from arrowds.schema import VALUE_TYPES
 
 M = arrowds.metrics.expr("m", pl.col("m"), nulls="keep")
@@ -218,8 +218,24 @@ def test_percentiles_out_of_range_are_refused(make_index, lo, hi):
         make_index({"m": pa.array([1, 2])})["m"].sample_ids_between_percentiles(lo, hi)
 
 
+def test_percentiles_that_look_like_shares_of_1_are_warned_of(make_index):
+    metric = make_index({"m": pa.array(range(1000))})["m"]
+    for lo, hi in [(0, 0.5), (0.0, 1.0), (np.float32(0.25), 1), (0.5, 0.5)]:
+        with pytest.warns(ArrowdsWarning, match=r"percentiles are 0 to 100, .* multiply shares of 1 by 100") as caught:
+            metric.sample_ids_between_percentiles(lo, hi)
+        assert caught[0].filename == __file__  # where the mistake is
+    for lo, hi in [(0, 1), (0, 0), (1, 1), (0.5, 1.5), (0.5, 50)]:
+        metric.sample_ids_between_percentiles(lo, hi)  # a warning would be an error
+
+
 def test_quantiles_and_bins_out_of_range_are_refused(make_index):
     metric = make_index({"m": pa.array([1, 2])})["m"]
+    for share, meant in [(50, "0.5"), (99.5, "0.995"), ([0.5, 25], "0.25"), (1.5, "0.015")]:
+        with pytest.raises(ConfigError, match=rf"; did you mean {meant}\?"):
+            metric.quantile(share)
+    for share in (-0.1, 101):
+        with pytest.raises(ConfigError, match=r"got \S+$"):
+            metric.quantile(share)
     for share in (-0.1, 1.5, [0.5, 2]):
         with pytest.raises(ConfigError, match=r"\[0, 1\]"):
             metric.quantile(share)
