@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.index import Index
 from arrowds.index.metric import MetricIndex, warn_of_shares
+from arrowds.index.notebook import levels_of
 from arrowds.schema import numpy_dtype
 from arrowds.store import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PERCENTILES = (1, 25, 50, 75, 99)
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -52,8 +52,6 @@ def describe(index: Index) -> dict[str, Any]:
 
 def _describe_metric(index: Index, name: str) -> dict[str, Any]:
     entry, metric = index.manifest.metrics[name], index[name]
-    shares = [0.0, *(percentile / 100 for percentile in PERCENTILES), 1.0]
-    levels = metric.quantile(shares).tolist() if metric.num_valid else [None] * len(shares)
     columns = [segment.columns[name] for segment in index.manifest.segments]
     return {
         "name": name,
@@ -62,7 +60,7 @@ def _describe_metric(index: Index, name: str) -> dict[str, Any]:
         "samples": metric.num_valid,
         "missing": index.num_samples - metric.num_valid,
         "distinct": metric.num_distinct,
-        **dict(zip(["min", *(f"p{percentile}" for percentile in PERCENTILES), "max"], levels, strict=True)),
+        **levels_of(metric),
         "defined_with": {total: basis.version for total, basis in entry.basis.items()},
         "bytes": sum(file.bytes for column in columns for file in column.files(name).values()),
     }

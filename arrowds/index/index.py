@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from arrowds.index.data import DataRows
 
+_MOST_SAMPLES_AT_A_GLANCE = 1 << 24
+"""A notebook shows quantiles of larger indexes only where they have memory maps: making these would take too long."""
+
 
 def open_index(
     path: str | PathLike[str],
@@ -141,6 +144,18 @@ class Index:
     def __repr__(self) -> str:
         totals = f", totals={list(self.manifest.totals)}" if self.manifest.totals else ""
         return f"Index({str(self.path)!r}, num_samples={self.num_samples}, metrics={self.metrics}{totals})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: quantiles as well, where they need no memory maps of a large index."""
+        from arrowds.index import notebook
+
+        totals = f"; totals: {_listed(self.manifest.totals)}" if self.manifest.totals else ""
+        title = f"{self.path}: version {self.version}, {self.num_samples:,} samples{totals}"
+        small = self.num_samples <= _MOST_SAMPLES_AT_A_GLANCE
+        quick = [small or self._found_view(self[name].spec) is not None for name in self]
+        levels = [notebook.levels_of if at_once else notebook.ends_of for at_once in quick]
+        rows = [(self[name], describe(self[name])) for name, describe in zip(self, levels, strict=True)]
+        return notebook.metrics_table(title, rows)
 
     def __reduce__(self) -> tuple[Callable[..., Index], tuple[Store, int, Path | None]]:
         return _reopened, (self.store, self.version, self._cache_dir)

@@ -74,6 +74,12 @@ class MetricIndex:
     def __repr__(self) -> str:
         return f"MetricIndex({self.name!r}, num_samples={len(self)}, dtype={self.dtype})"
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: type, samples and quantiles."""
+        from arrowds.index import notebook
+
+        return notebook.metrics_table(f"{self.name}: {len(self):,} samples", [(self, notebook.levels_of(self))])
+
     def __reduce__(self) -> tuple[Callable[[OpenIndex, str], MetricIndex], tuple[OpenIndex, str]]:
         return type(self), (self._index, self.name)
 

@@ -7,12 +7,15 @@ import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arrowds.curriculum.config import parse_curriculum
 from arrowds.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -65,6 +68,8 @@ class BatchConfig(Section):
     seed: int = 1234
     num_epochs: Positive = 1
     order: Literal["stateless", "deepspeed"] = "stateless"
+    where: str | None = None
+    """Only samples for which this is true are drawn: an SQL expression over metrics, such as ``seqlen >= 16``."""
     max_length: Positive | None = None
     """Longer samples are cut to this many tokens."""
     pad_id: int = 0
@@ -137,7 +142,23 @@ def load_config(config: PipelineConfig | Mapping[str, Any] | str | PathLike[str]
         errors = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         raise ConfigError("; ".join(map(_explained, errors))) from error
     parse_curriculum(checked.curriculum)
+    if checked.batches.where is not None:
+        sql_expression(checked.batches.where, "batches.where")
     return checked
+
+
+def sql_expression(sql: str, place: str) -> pl.Expr:
+    """Return an SQL expression of the configuration as one of Polars, which evaluates it.
+
+    Raises:
+        ConfigError: naming the place, when it is not one.
+    """
+    import polars as pl
+
+    try:
+        return pl.sql_expr(sql)
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(f"{place}: {sql!r} is not a valid SQL expression: {error}") from error
 
 
 def read_settings(path: str | PathLike[str]) -> dict[str, Any]:

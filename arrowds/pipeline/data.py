@@ -10,13 +10,20 @@ import pyarrow as pa
 
 from arrowds import metrics
 from arrowds.build.api import analyze
-from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.errors import ConfigError
 from arrowds.index import Index, open_index
 from arrowds.loading import ArrowDataset, CurriculumDataLoader
 from arrowds.metrics import Metric
 from arrowds.pipeline.collate import PaddingCollate
-from arrowds.pipeline.config import DataConfig, ExpressionMetric, IndexConfig, PipelineConfig, load_config
+from arrowds.pipeline.config import (
+    DataConfig,
+    ExpressionMetric,
+    IndexConfig,
+    PipelineConfig,
+    load_config,
+    sql_expression,
+)
+from arrowds.pipeline.sampler_settings import sampler_of_run
 from arrowds.sources import Source, TokenizedSource, open_source
 
 CONSUMED = "consumed"
@@ -59,18 +66,8 @@ def create_data_loader(
     index = prepare_index(dataset, checked)
     batches = checked.batches
     column = (checked.data or DataConfig(source="")).token_column
-    sampler = CurriculumSampler(
-        index,
-        checked.curriculum,
-        micro_batch_size=batches.micro_batch_size,
-        gradient_accumulation_steps=batches.gradient_accumulation_steps,
-        rank=rank,
-        world_size=world_size,
-        seed=batches.seed,
-        num_epochs=batches.num_epochs,
-        order=batches.order,
-        record=checked.output / CONSUMED if batches.record else None,
-    )
+    record = checked.output / CONSUMED if batches.record else None
+    sampler = sampler_of_run(index, checked, rank=rank, world_size=world_size, record=record)
     samples = _source(checked) if dataset is None else dataset
     if isinstance(samples, str | PathLike | Source | pa.Table):
         samples = ArrowDataset(samples, columns=[column])
@@ -106,18 +103,7 @@ def _metrics(config: IndexConfig, data: DataConfig | None) -> Iterator[Metric]:
     default = "input_ids" if data is None else data.token_column
     for metric in config.metrics:
         if isinstance(metric, ExpressionMetric):
-            yield _expression(metric)
+            place = f"index.metrics, {metric.name!r}"
+            yield metrics.expr(metric.name, sql_expression(metric.sql, place))
         else:
             yield of_tokens[metric.kind](metric.column or default, name=metric.name or metric.kind)
-
-
-def _expression(metric: ExpressionMetric) -> Metric:
-    import polars as pl
-
-    try:
-        expression = pl.sql_expr(metric.sql)
-    except pl.exceptions.PolarsError as error:
-        raise ConfigError(
-            f"index.metrics: {metric.sql!r} of {metric.name!r} is not a valid SQL expression: {error}"
-        ) from error
-    return metrics.expr(metric.name, expression)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from arrowds.curriculum.ranks import RankLayout
@@ -11,7 +12,7 @@ from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.errors import ConfigError
 from arrowds.index import Index
 from arrowds.integrations.deepspeed import DeepSpeedDataSampler
-from arrowds.pipeline.config import load_config, read_settings
+from arrowds.pipeline.config import PipelineConfig, load_config, read_settings, sql_expression
 
 _SECTIONS = ("data_efficiency", "data_sampling", "curriculum_learning")
 _SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -53,17 +54,26 @@ def sampler_from_settings(
     values = settings if isinstance(settings, Mapping) else read_settings(settings)
     if {"data_efficiency", *_SIZES} & values.keys():
         return _of_deepspeed(index, values, deepspeed_layout(values, rank=rank, world_size=world_size))
-    config = load_config(values)
+    return sampler_of_run(index, load_config(values), rank=rank, world_size=world_size or 1)
+
+
+def sampler_of_run(
+    index: Index, config: PipelineConfig, *, rank: int, world_size: int, record: Path | None = None
+) -> CurriculumSampler:
+    """Return the sampler of the configuration of a run; ``record`` is where it notes what it has yielded."""
+    batches = config.batches
     return CurriculumSampler(
         index,
         config.curriculum,
-        micro_batch_size=config.batches.micro_batch_size,
-        gradient_accumulation_steps=config.batches.gradient_accumulation_steps,
+        micro_batch_size=batches.micro_batch_size,
+        gradient_accumulation_steps=batches.gradient_accumulation_steps,
         rank=rank,
-        world_size=world_size or 1,
-        seed=config.batches.seed,
-        num_epochs=config.batches.num_epochs,
-        order=config.batches.order,
+        world_size=world_size,
+        seed=batches.seed,
+        num_epochs=batches.num_epochs,
+        order=batches.order,
+        where=None if batches.where is None else sql_expression(batches.where, "batches.where"),
+        record=record,
     )
 
 

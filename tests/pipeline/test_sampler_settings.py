@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arrowds.curriculum.ranks import RankLayout
+from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.errors import ConfigError
 from arrowds.integrations import deepspeed as ads
 from arrowds.pipeline import create_data_loader
@@ -50,6 +52,34 @@ def test_configuration_of_a_run_gives_the_samples_of_that_run(configuration, ord
     trained = create_data_loader(None, values).sampler
     listed = sampler_from_settings(trained.index, values)
     assert all(np.array_equal(listed.global_batch_at(step), trained.global_batch_at(step)) for step in (1, 5, 9))
+
+
+@pytest.mark.parametrize("order", ["stateless", "deepspeed"])
+def test_where_of_a_run_leaves_out_what_it_leaves_out_in_python(configuration, order):
+    values = configuration(batches={"order": order, "where": "seqlen % 2 = 0 and seqlen > 4"})
+    trained = create_data_loader(None, values).sampler
+    index, even = trained.index, (pl.col("seqlen") % 2 == 0) & (pl.col("seqlen") > 4)
+    python = CurriculumSampler(
+        index, values["curriculum"], micro_batch_size=values["batches"]["micro_batch_size"], order=order, where=even,
+        gradient_accumulation_steps=values["batches"]["gradient_accumulation_steps"],
+        num_epochs=values["batches"].get("num_epochs", 1), seed=values["batches"].get("seed", 1234),
+    )  # fmt: skip
+    assert trained.samples_per_epoch == index.scan().filter(even).collect().height < index.num_samples
+    for sampler in (trained, sampler_from_settings(index, values)):
+        assert [list(ids) for ids in sampler] == [list(ids) for ids in python]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("seqlen >", r"^batches\.where: 'seqlen >' is not a valid SQL expression"),
+        ("lenght > 3", "no metric 'lenght'"),
+        ("seqlen + 1", "true or false for each sample"),
+    ],
+)
+def test_a_where_that_is_no_filter_is_refused(configuration, where, message):
+    with pytest.raises(ConfigError, match=message):
+        create_data_loader(None, configuration(batches={"where": where}))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,10 +50,23 @@ def write_corpus(folder):
     pl.DataFrame({"text": ["ab" * (1 + number % 29) for number in range(120)]}).write_parquet(folder / "corpus.parquet")
 
 
+def test_the_extra_all_has_what_the_examples_import():
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
+    imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {name.split(".")[0] for name in imported} - {"arrowds", *sys.stdlib_module_names}
+    extras = tomllib.loads((DOCUMENT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    nested = [requirement for requirement in extras["all"] if requirement.startswith("arrowds[")]
+    names = [name.strip() for requirement in nested for name in requirement[8:-1].split(",")]
+    brought = {re.split(r"[^\w-]", text)[0] for name in names for text in extras[name]}
+    assert packages == {"torch", "transformers", "accelerate", "lightning"} and packages <= brought
+
+
 @pytest.mark.parametrize("title", PACKAGES)
 def test_resumed_example_ends_like_the_one_in_one_go(losses, title):
     if title not in losses:
-        pytest.skip(f"{PACKAGES[title]} is not installed; the extra dev brings it")
+        pytest.skip(f"{PACKAGES[title]} is not installed; the extra all brings it")
     in_one_go, resumed = losses[title]
     assert resumed == in_one_go < 5.0  # an untrained model has log(256) = 5.5
 
