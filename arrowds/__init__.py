@@ -1,19 +1,26 @@
 """Index training data by metrics and feed it to training in the order that the metrics call for."""
 
-from arrowds import cost, errors, metrics, sources, stats
-from arrowds.build.api import add_metrics, analyze, append
-from arrowds.build.compact import compact, vacuum, versions
-from arrowds.curriculum.config import CurriculumMetric
-from arrowds.curriculum.mixture import MixtureSampler
-from arrowds.curriculum.sampler import CurriculumSampler
-from arrowds.curriculum.schedule import register_schedule
-from arrowds.index import Index, open_index
-from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
-from arrowds.loading import ArrowDataset, CurriculumDataLoader, RepeatingLoader
-from arrowds.pipeline import create_data_loader, execute_data_pipeline
-from arrowds.stats.profiler import PartitionedParameterProfiler
-from arrowds.token_batches.plan import TokenBatchPlan, batch_by_tokens
-from arrowds.token_batches.sampler import TokenBudgetBatchSampler
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arrowds import cost, errors, metrics, sources, stats
+    from arrowds.build.api import add_metrics, analyze, append
+    from arrowds.build.compact import compact, vacuum, versions
+    from arrowds.curriculum.config import CurriculumMetric
+    from arrowds.curriculum.mixture import MixtureSampler
+    from arrowds.curriculum.sampler import CurriculumSampler
+    from arrowds.curriculum.schedule import register_schedule
+    from arrowds.index import Index, open_index
+    from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
+    from arrowds.loading import ArrowDataset, CurriculumDataLoader, RepeatingLoader
+    from arrowds.pipeline import create_data_loader, execute_data_pipeline
+    from arrowds.stats.profiler import PartitionedParameterProfiler
+    from arrowds.token_batches.plan import TokenBatchPlan, batch_by_tokens
+    from arrowds.token_batches.sampler import TokenBudgetBatchSampler
 
 __version__ = "0.1.0"
 
@@ -46,3 +53,42 @@ __all__ = [
     "vacuum",
     "versions",
 ]
+
+_HOMES = {
+    "ArrowDataset": "arrowds.loading",
+    "CurriculumDataLoader": "arrowds.loading",
+    "CurriculumMetric": "arrowds.curriculum.config",
+    "CurriculumSampler": "arrowds.curriculum.sampler",
+    "CurriculumScheduler": "arrowds.integrations.deepspeed.scheduler",
+    "Index": "arrowds.index",
+    "MixtureSampler": "arrowds.curriculum.mixture",
+    "PartitionedParameterProfiler": "arrowds.stats.profiler",
+    "RepeatingLoader": "arrowds.loading",
+    "TokenBatchPlan": "arrowds.token_batches.plan",
+    "TokenBudgetBatchSampler": "arrowds.token_batches.sampler",
+    "add_metrics": "arrowds.build.api",
+    "analyze": "arrowds.build.api",
+    "append": "arrowds.build.api",
+    "batch_by_tokens": "arrowds.token_batches.plan",
+    "compact": "arrowds.build.compact",
+    "create_data_loader": "arrowds.pipeline",
+    "execute_data_pipeline": "arrowds.pipeline",
+    "open_index": "arrowds.index",
+    "register_schedule": "arrowds.curriculum.schedule",
+    "vacuum": "arrowds.build.compact",
+    "versions": "arrowds.build.compact",
+}
+"""Where each name is defined that is no module: programs import what they use, when they first use it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+    if not name.startswith("_") and find_spec(f"arrowds.{name}") is not None:
+        return import_module(f"arrowds.{name}")
+    raise AttributeError(f"module 'arrowds' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

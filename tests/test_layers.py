@@ -72,6 +72,30 @@ sys.exit(f"loaded {{sorted(loaded)}}" if loaded else 0)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_importing_arrowds_loads_what_is_used_and_when() -> None:
+    code = """
+import sys, arrowds
+slow = {"numpy", "polars", "pyarrow", "pydantic"}
+print(sorted(slow & {*sys.modules}), sorted(name for name in sys.modules if name.startswith("arrowds.")))
+print(arrowds.analyze.__module__, arrowds.index.open_index is arrowds.open_index, "compact" in dir(arrowds))
+print("arrowds.curriculum" in sys.modules, hasattr(arrowds, "nothing"), hasattr(arrowds, "_homes"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == ["[] []", "arrowds.build.api True True", "False False False"]
+
+
+def test_names_are_imported_from_where_the_type_checker_finds_them() -> None:
+    (block,) = (node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+    found = {
+        alias.name: str(node.module)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {*found} == {*arrowds.__all__}
+    assert {name: home for name, home in found.items() if home != "arrowds"} == arrowds._HOMES
+
+
 def test_exported_names_are_sorted_and_there() -> None:
     assert arrowds.__all__ == sorted(arrowds.__all__)
     for name in arrowds.__all__:
