@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from arrowds.errors import IndexCorruptError, UnknownMetricError
+from arrowds.errors import IndexCorruptError, UnknownMetricError, VersionNotFoundError
 from arrowds.index import manifest as manifests
 from arrowds.index.cache import HostCache
 from arrowds.index.manifest import Manifest
@@ -81,7 +81,7 @@ def open_index(
 class Index:
     """An open snapshot of an index: per-sample metrics by name, and totals. Made by :func:`open_index`.
 
-    Pickling keeps the path and the version; the snapshot is opened again where it is unpickled.
+    Pickling keeps the path and the version; the snapshot is opened again where it is unpickled, and must be the same.
     """
 
     def __init__(self, store: Store, manifest: Manifest, cache_dir: Path | None = None) -> None:
@@ -157,8 +157,8 @@ class Index:
         rows = [(self[name], describe(self[name])) for name, describe in zip(self, levels, strict=True)]
         return notebook.metrics_table(title, rows)
 
-    def __reduce__(self) -> tuple[Callable[..., Index], tuple[Store, int, Path | None]]:
-        return _reopened, (self.store, self.version, self._cache_dir)
+    def __reduce__(self) -> tuple[Callable[..., Index], tuple[Store, int, str, Path | None]]:
+        return _reopened, (self.store, self.version, self.manifest.xxh3, self._cache_dir)
 
     def verify(self) -> None:
         """Read every file of this snapshot and compare it with the manifest, the memory maps of this host as well.
@@ -262,8 +262,13 @@ class Index:
         return query.sql(self, statement, allow_files=allow_files)
 
 
-def _reopened(store: Store, version: int, cache_dir: Path | None) -> Index:
-    return Index(store, manifests.load(store, version), cache_dir)
+def _reopened(store: Store, version: int, digest: str, cache_dir: Path | None) -> Index:
+    manifest = manifests.load(store, version)
+    if manifest.xxh3 != digest:
+        raise VersionNotFoundError(
+            f"version {version} of {store.url} is of another index than the one that was pickled; open the index again"
+        )
+    return Index(store, manifest, cache_dir)
 
 
 def _is_writable(root: Path) -> bool:

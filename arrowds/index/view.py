@@ -42,7 +42,7 @@ from arrowds.schema import (
     sample_id_type,
     type_named,
 )
-from arrowds.store import TEMPORARY, Store, explained, one_at_a_time, record, sync_path
+from arrowds.store import TEMPORARY, LocalStore, Store, explained, one_at_a_time, record, sync_path
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +152,10 @@ class View:
     def _mapped(self, name: str, kind: pa.DataType, length: int) -> pa.Array:
         path = self.folder / name
         size = _summary(self.folder).get(name, {}).get("bytes")
-        if size != path.stat().st_size:
-            raise IndexCorruptError(f"{path} has {path.stat().st_size} bytes instead of {size}; delete {self.folder}")
+        with files.naming(LocalStore(self.folder), name):
+            found = path.stat().st_size
+        if size != found:
+            raise IndexCorruptError(f"{path} has {found} bytes instead of {size}; delete {self.folder}")
         return files.read_map(path, files.MappedColumn(kind, length))
 
     def faults(self) -> list[str]:

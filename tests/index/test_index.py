@@ -67,6 +67,29 @@ def test_a_pickled_index_and_metric_answer_the_same(make_index):
     assert len(pickle.dumps(index["a"])) < 1000
 
 
+@pytest.mark.parametrize("again", [[3, 1, 2], [9, 8, 7], [1, 3, 2]], ids=["the same", "other values", "another order"])
+def test_an_index_whose_folder_was_replaced_keeps_its_answers_or_refuses(make_index, tmp_path, again):
+    """Of what is mapped nothing changes; what is read only now is the same, or an error, and never the other index."""
+    path = tmp_path / "ix"
+    opened, unused = make_index({"a": pa.array([3, 1, 2])}, path=path), open_index(path)
+    order, pickled = opened["a"].order, pickle.dumps(unused)
+    shutil.rmtree(path)
+    make_index({"a": pa.array(again)}, path=path)["a"].order  # noqa: B018
+    assert order.tolist() == opened["a"].order.tolist() == [1, 2, 0]
+    answers = {
+        "half mapped": lambda: opened["a"].values.tolist(),
+        "not mapped": lambda: unused["a"].values.tolist(),
+        "queried": lambda: unused.scan().collect()["a"].to_list(),
+        "pickled": lambda: pickle.loads(pickled)["a"].values.tolist(),
+    }
+    for how, answer in answers.items():
+        if again == [3, 1, 2]:
+            assert answer() == again, how
+            continue
+        with pytest.raises((IndexCorruptError, VersionNotFoundError)):
+            answer()
+
+
 def _send_order(index, connection):
     connection.send((index["a"].order.tolist(), int(index["b"][1]), index["a"].count(above=1)))
 
