@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from arrowds.build.engines.base import Engine, Item, Work
-from arrowds.build.engines.processes import UnloadableTaskError, in_processes
+from arrowds.build.engines.processes import SECONDS_BETWEEN_LOOKS, UnloadableTaskError, in_processes
 from arrowds.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _in_threads(work: Work, items: Sequence[Item], count: int) -> Generator[Item
                 while waiting and len(running) < count:
                     item = waiting.popleft()
                     running[threads.submit(work.function, item)] = item
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
                     future.result()
                     yield item

@@ -31,7 +31,8 @@ from arrowds.errors import ArrowdsError, WorkerDiedError
 logger = logging.getLogger(__name__)
 
 _TRIES = 2
-_SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.2
+"""A wait without an end would not notice Ctrl-C: Polars' signal handler restarts system calls."""
 _SAFE_PATH = "PYTHONSAFEPATH"
 _EXIT_CODE = re.compile(r"\w+\((-?\d+)\)")
 
@@ -77,7 +78,7 @@ def in_processes(work: Work, items: Sequence[Any], count: int) -> Generator[int,
                     workers.append(idle := _Worker(payload, environment))
                 number = waiting.popleft()
                 busy[idle.give(items[number])] = idle, number
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+            for future in wait(busy, SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED).done:
                 worker, number = busy.pop(future)
                 try:
                     future.result()
@@ -215,7 +216,7 @@ def _prepare(parent: int, safe_path: str | None) -> None:
 def _end_with_parent(parent: int) -> None:
     """End this process soon after its parent was killed, so that nothing keeps on computing for a run that is gone."""
     while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     os._exit(1)
 
 
