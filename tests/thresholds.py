@@ -13,6 +13,9 @@ import arrowds
 import arrowds.index.lookup
 import arrowds.index.query
 
+for _name in arrowds.__all__:
+    getattr(arrowds, _name)  # all modules are there before any is patched: one that came later would keep what is small
+
 _NAMES = {
     "part": (("arrowds.build.plan", "_FEWEST_ROWS"), ("arrowds.build.plan", "_MOST_ROWS")),
     "bucket": (("arrowds.index.ranges", "_FEWEST_ROWS"), ("arrowds.index.ranges", "_MOST_ROWS")),
