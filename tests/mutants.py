@@ -72,7 +72,7 @@ TESTS = {
     "arrowds/curriculum": (
         "tests/curriculum/test_permutation.py tests/curriculum/test_apportion.py tests/curriculum/test_pools.py "
         "tests/curriculum/test_schedule.py tests/curriculum/test_mixture.py tests/curriculum/test_new_data.py "
-        "tests/curriculum/test_sampler.py",
+        "tests/curriculum/test_balance.py tests/curriculum/test_sampler.py tests/curriculum/test_token_budget.py",
         "tests/loading/test_loading.py tests/integrations/test_data_sampler.py tests/cli/test_training.py",
     ),
     "arrowds/token_batches": (
