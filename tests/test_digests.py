@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import copy
+import datetime
+import decimal
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +112,40 @@ def test_equal_functions_are_equal_wherever_they_are_written():
     assert callable_digest(make([1, [2]])) != callable_digest(make([[1], 2]))
     assert callable_digest(make({"a": 1})) != callable_digest(make({"b": 1}))
     assert callable_digest(functools.partial(max, 1)) != callable_digest(functools.partial(min, 1))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (decimal.Decimal(1), decimal.Decimal(2)),
+        (datetime.timedelta(1), datetime.timedelta(2)),
+        (re.compile("a"), re.compile("b")),
+        (collections.Counter("ab"), collections.Counter("aa")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_objects_of_installed_classes_count_by_their_content(monkeypatch, one, other):
+    def make(value):
+        return lambda batch: (batch, value)
+
+    assert callable_digest(make(one)) == callable_digest(make(copy.deepcopy(one)))
+    assert callable_digest(make(one)) != callable_digest(make(other))
+    assert callable_digest(make(one)).unknown == ""
+    before = callable_digest(make(one))
+    monkeypatch.delitem(sys.modules, "torch")  # as where it was not imported
+    assert callable_digest(make(one)) == before
+
+
+def test_a_function_that_is_not_defined_yet_may_be_named():
+    def metric(batch):
+        return helper(batch)
+
+    before = callable_digest(metric)
+
+    def helper(batch):
+        return batch
+
+    assert callable_digest(metric) != before
 
 
 def test_a_model_counts_by_its_weights():

@@ -59,8 +59,8 @@ class RankLayout:
         """Return how many of the last samples of a run the ranks get: without a microbatch too short to serve each.
 
         >>> layout = RankLayout(micro_batch_size=2, world_size=4)
-        >>> [layout.handed_out(samples) for samples in (16, 19, 20)]
-        [16, 16, 20]
+        >>> layout.global_batch_size, [layout.handed_out(samples) for samples in (16, 19, 20)]
+        (8, [16, 16, 20])
         """
         rest = samples % self.micro_samples
         return samples - rest if rest < self.world_size else samples

@@ -93,9 +93,9 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _pieces(array: pa.Array) -> Iterator[Any]:
-    """The canonical bytes of an array: validity, lengths, then the values that aren't null."""
+    """The canonical bytes of an array: length and number of nulls, validity, lengths, then the values not null."""
     array = _plain(array)
-    yield len(array).to_bytes(8, "little")
+    yield np.array([len(array), array.null_count], "<i8")  # both: one False is a byte as the validity of one null is
     if array.null_count:
         yield np.packbits(array.is_valid().to_numpy(zero_copy_only=False))
         array = array.drop_null()

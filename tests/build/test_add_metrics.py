@@ -99,6 +99,17 @@ def test_the_data_must_be_that_of_the_index(tmp_path):
     assert leftovers(tmp_path / "ix") == []
 
 
+def test_the_files_must_be_those_of_the_index(tmp_path):
+    for name, values in {"a": [1, 2], "b": [3, 4], "c": [1, 2]}.items():
+        pl.DataFrame({"x": values}).write_parquet(tmp_path / f"{name}.parquet")
+    analyze(tmp_path / "ix", tmp_path / "a.parquet")
+    negative = arrowds.metrics.expr("negative", -pl.col("x"))
+    with pytest.raises(SourceError, match="pass all of the data of the index, in its order"):
+        add(tmp_path / "ix", negative, tmp_path / "b.parquet")
+    for same in ("a", "c"):
+        assert add(tmp_path / "ix", negative, tmp_path / f"{same}.parquet")["negative"].values.tolist() == [-1, -2]
+
+
 def test_an_append_keeps_the_counts_that_a_metric_was_defined_with(tmp_path):
     analyze(tmp_path, metrics=[RARITY, arrowds.metrics.seqlen("t")])
     index = append(tmp_path)

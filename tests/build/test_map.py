@@ -12,6 +12,7 @@ from arrowds import metrics
 from arrowds.build.map import is_finished, map_part, run_of, sum_of_parts
 from arrowds.build.operations import plan_analysis
 from arrowds.build.plan import columns_of
+from arrowds.errors import MetricFailedError
 from arrowds.sources import Source, TorchSource, open_source
 from arrowds.store import LocalStore
 
@@ -103,6 +104,30 @@ def test_a_failing_metric_leaves_no_file_of_its_part(tmp_path):
     with pytest.raises(ValueError, match="late"):
         map_part(task, plan.parts[0])
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("failing", [{0}, {1}, {1023}, {0, 700}, {500, 501}, {1024}, {2499}])
+def test_the_first_sample_on_which_a_metric_fails_is_named(tmp_path, failing):
+    def fails(batch):
+        if failing.intersection(batch["x"].to_pylist()):
+            raise ValueError("on purpose")
+        return batch["x"]
+
+    plan, task = planned(tmp_path, metrics.function("m", fails))
+    part = next(part for part in plan.parts if part.start <= min(failing) < part.stop)
+    with pytest.raises(MetricFailedError, match=f"raised ValueError on sample {min(failing)}: on purpose"):
+        map_part(task, part)
+
+
+def test_where_no_sample_fails_on_its_own_those_of_the_batch_are_named(tmp_path):
+    def fails_on_many(batch):
+        if batch.num_rows > 1:
+            raise ValueError("too many")
+        return batch["x"]
+
+    plan, task = planned(tmp_path, metrics.function("m", fails_on_many))
+    with pytest.raises(MetricFailedError, match="on samples 1024 to 2047: too many"):
+        map_part(task, plan.parts[1])
 
 
 def test_only_the_columns_that_are_needed_are_read():

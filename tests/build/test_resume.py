@@ -8,7 +8,7 @@ import pytest
 from index_files import assert_same, digests, leftovers
 
 import arrowds
-from arrowds.errors import IndexExistsError, MetricFailedError
+from arrowds.errors import IndexCorruptError, IndexExistsError, MetricFailedError
 
 ROWS = 5000
 PARTS = [0, 1024, 2048, 3072, 4096]
@@ -57,6 +57,14 @@ def test_finished_parts_are_not_computed_again(tmp_path):
     assert again.seen == []  # a finished index is opened
     finish(tmp_path / "whole", Counted())["m"].order  # noqa: B018  # the views, too
     assert_same(tmp_path / "index", tmp_path / "whole")
+
+
+def test_a_finished_index_of_which_a_file_was_cut_short_is_not_taken_for_whole(tmp_path):
+    index = finish(tmp_path / "index", Counted())
+    values = next(path for path in (tmp_path / "index/metrics").rglob("*.parquet") if path.parts[-3] == "values")
+    values.write_bytes(values.read_bytes()[:-1])
+    with pytest.raises(IndexCorruptError, match=f"{values.relative_to(index.path)}: .* bytes instead of"):
+        finish(tmp_path / "index", Counted())
 
 
 def test_without_resume_everything_is_computed_again(tmp_path):

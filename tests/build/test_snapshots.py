@@ -223,6 +223,15 @@ def test_two_appends_at_once_are_both_committed(tmp_path):
     assert (index.version, index["x"].values.tolist()) == (3, [1, 7, 8, 9])
 
 
+def test_a_copy_of_a_file_is_more_samples_unless_the_content_is_compared(tmp_path):
+    pl.DataFrame({"x": [1, 2]}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"x": [1, 2]}).write_parquet(tmp_path / "copy.parquet")
+    arrowds.analyze(tmp_path / "a.parquet", X, tmp_path / "ix", progress=False)
+    copy, path = tmp_path / "copy.parquet", tmp_path / "ix"
+    assert arrowds.append(copy, path, compare_content=True, progress=False).num_samples == 2
+    assert arrowds.append(copy, path, progress=False)["x"].values.tolist() == [1, 2, 1, 2]
+
+
 def test_an_append_is_measured_again_with_the_metrics_that_were_added_meanwhile(tmp_path):
     analyze(tmp_path, 1, metrics=FX)
     more = arrowds.metrics.expr("y", -pl.col("x"))

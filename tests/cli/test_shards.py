@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 
+import polars as pl
 import pytest
 from index_files import assert_same
 from waiting import wait_until
@@ -89,6 +90,18 @@ def test_a_killed_shard_is_run_again_and_measures_only_what_is_left(shell, expec
     assert len(measured_again) <= 1  # the part at which it was killed
     shell.run("reduce", "index")
     same_answers(shell.folder / "index", expected)
+
+
+def test_the_last_of_many_reduce_shards_commits_also_where_whole_columns_were_finished_before(shell, tmp_path):
+    """Each of four shards has one task: the values and the bucket of one metric, then those of the other."""
+    metrics = [arrowds.metrics.seqlen("input_ids"), arrowds.metrics.expr("first", pl.col("input_ids").list.first())]
+    path = tmp_path / "index"
+    library.plan_build(str(shell.folder / "data/0.parquet"), metrics, path)
+    library.map_shard(path, 1, 1)
+    for shard in (1, 2, 3):
+        assert library.reduce_build(path, shard, 4) is None
+    index = library.reduce_build(path, 4, 4)
+    assert index is not None and index.num_samples == 2000
 
 
 def test_a_file_that_changed_since_the_plan_is_named(shell):

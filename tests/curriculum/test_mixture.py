@@ -68,6 +68,14 @@ def test_all_ranks_and_world_sizes_see_the_same_batches_and_resume() -> None:
     assert rest[1:] == alone[6:]
 
 
+def test_draws_stay_what_they_are_from_release_to_release() -> None:
+    """A state that an older release has saved continues with the batches that it would have had there."""
+    twins = {name: MemoryIndex(seqlen=np.arange(50)) for name in ("one", "other")}
+    sampler = MixtureSampler(twins, {"one": 1, "other": 1}, micro_batch_size=8)
+    pinned = [[16, 31, 38, 49, 59, 76, 80, 97], [27, 41, 42, 46, 50, 91, 92, 94]]
+    assert [sorted(sampler.global_batch_at(step).tolist()) for step in (1, 2)] == pinned
+
+
 def test_weights_may_change_from_a_later_step_on_but_not_before() -> None:
     first = {"web": 2, "code": 1, "books": 1}
     sampler = MixtureSampler(INDEXES, first, micro_batch_size=8)

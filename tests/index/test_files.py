@@ -35,6 +35,16 @@ def test_parquet_and_maps_give_back_what_was_written(column):
         assert str(found.to_pylist()) == str(mapped.to_pylist())
 
 
+def test_row_groups_say_which_values_they_hold_so_that_a_filter_skips_the_others(tmp_path):
+    table = pa.table({"value": [1.5, 2.5, 4.5, 8.5], "sample_id": pa.array([3, 1, 0, 2], pa.uint32())})
+    with small_thresholds(group=2):
+        files.write_parquet(LocalStore(tmp_path), "a.parquet", table)
+    metadata = pq.read_metadata(tmp_path / "a.parquet")
+    values = [metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)]
+    assert [(each.min, each.max) for each in values] == [(1.5, 2.5), (4.5, 8.5)]
+    assert metadata.row_group(0).column(1).statistics is None  # nobody filters by it
+
+
 @pytest.mark.parametrize("kind", VALUE_TYPES, ids=str)
 @pytest.mark.parametrize("hole", [1 << 12, 1 << 20])
 def test_an_allocated_map_is_an_ordinary_ipc_file(tmp_path, kind, hole):

@@ -178,13 +178,13 @@ def test_quantile_is_numpys_inverted_cdf(make_index):
     assert np.array_equal(metric.quantile(shares), np.quantile(values, shares, method="inverted_cdf"))
 
 
-@pytest.mark.parametrize("samples", [10, 1000, 4096])
+@pytest.mark.parametrize("samples", [10, 100, 1000, 4096])
 def test_percentiles_and_quantiles_are_those_of_the_decimal_numbers(make_index, samples):
-    """0.3 of 10 samples is 3, although the binary 0.3 is a little less, and 0.7 * 10 a little more than 7."""
+    """In binary, 0.07 * 100 is a little more than 7, and 1000 * 32.3 / 100 a little less than 323."""
     metric = make_index({"m": pa.array(range(samples))})["m"]
-    for percent in range(101):
-        assert len(metric.sample_ids_between_percentiles(0, percent)) == samples * percent // 100
-        assert metric.quantile(percent / 100) == max(0, -(-samples * percent // 100) - 1)
+    for tenths in range(1001):
+        assert len(metric.sample_ids_between_percentiles(0, tenths / 10)) == samples * tenths // 1000
+        assert metric.quantile(tenths / 1000) == max(0, -(-samples * tenths // 1000) - 1)
 
 
 @pytest.mark.parametrize("values", [[2**63 - 1], [-(2**63), 2**63 - 1], [2**60, 2**60 + 1], [1e308, -1e308], [1e17]])

@@ -205,6 +205,18 @@ def test_set_epoch_chooses_a_new_order_and_keeps_the_place_in_the_present_one() 
     assert list(loader) == epochs[0]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_is_set_in_the_middle_takes_effect_with_the_next_batch(workers: int) -> None:
+    plan = batch_by_tokens(LENGTHS, max_tokens=128)
+    whole = loader_of(TokenBudgetBatchSampler(plan))
+    epochs = [list(whole) for _ in range(3)]
+    loader = loader_of(TokenBudgetBatchSampler(plan), workers)
+    iterator = iter(loader)
+    assert [next(iterator) for _ in range(3)] == epochs[0][:3]
+    loader.set_epoch(2)
+    assert list(iterator) == epochs[2]
+
+
 def test_set_epoch_leaves_a_stream_where_it_is(index: arrowds.Index) -> None:
     loader = loader_of(CurriculumSampler(index, CURRICULUM, micro_batch_size=4))
     first = next(iter(loader))

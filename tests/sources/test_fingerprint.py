@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,15 @@ def test_every_type_is_hashed_by_value_whatever_the_chunks(name: str) -> None:
         changed = pa.array([*values[:i], other, *values[i + 1 :]], kind)
         assert (digest(changed) == expected) == (name == "null")
     assert (digest(array[::-1]) == expected) == (name == "null")
+
+
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name != "null"])
+def test_every_short_column_has_a_digest_of_its_own(name: str) -> None:
+    """Where the nulls are counts, and where one value ends and the next begins."""
+    kind, values = COLUMNS[name]
+    few = [values[0], next(value for value in values[1:] if value is not None), None]
+    columns = [column for size in range(4) for column in itertools.product(few, repeat=size)]
+    assert len({digest(pa.array(column, kind)) for column in columns}) == len(columns)
 
 
 def test_values_under_null_do_not_count() -> None:
