@@ -16,6 +16,7 @@ from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, M
 from arrowds.index import files, paths
 from arrowds.index.totals import added, stored_sum
 from arrowds.metrics import Metric
+from arrowds.parallel import stop_if_told
 from arrowds.schema import VALUE
 
 _DIGEST = b"arrowds.part"
@@ -35,12 +36,7 @@ def is_finished(task: MapTask, metric: Metric, part: Part) -> bool:
 
 def _can_be_kept(task: MapTask, metric: Metric, part: Part) -> bool:
     """Tell whether a finished part was not damaged since."""
-    if not is_finished(task, metric, part):
-        return False
-    try:
-        return metric.kind == "total" or run_of(task, metric, part).is_whole()
-    except (IndexCorruptError, pa.ArrowException):
-        return False
+    return is_finished(task, metric, part) and (metric.kind == "total" or run_of(task, metric, part).is_whole())
 
 
 def run_of(task: MapTask, metric: Metric, part: Part) -> Run:
@@ -94,6 +90,7 @@ def _batches(task: MapTask, part: Part) -> Iterator[tuple[int, int, Any]]:
     """
     start = part.start
     for batch in task.source.read(part.start, part.stop, columns_of(task.metrics)):
+        stop_if_told()
         rows = batch.num_rows if isinstance(batch, pa.RecordBatch) else min(task.source.batch_size, part.stop - start)
         if rows:
             yield start, rows, batch

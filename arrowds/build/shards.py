@@ -106,8 +106,8 @@ def map_shard(
         storage_options: as for :func:`arrowds.analyze`.
 
     Returns:
-        The names of the metrics that wait for totals: run the shard once more when all others have ended. None where the
-        build is committed already: nothing is left to measure.
+        The names of the metrics that wait for totals: run the shard once more when all others have ended. None where
+        the build is committed already, so that nothing is left to measure.
 
     Raises:
         ConfigError: for a shard out of range, and when data, metrics or code differ from the plan; says which.
@@ -280,7 +280,7 @@ def _planned(
 def _read_plan(store: Store, key: str) -> dict[str, Any]:
     try:
         content = json.loads(store.read(paths.plan(key)).to_pybytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) and isinstance(content.get("facts"), dict) else {}
 

@@ -112,9 +112,10 @@ def of_deepspeed(folder: Path) -> Callable[[random.Random], None]:
                 _draw(DeepSpeedDataSampler(mutated(whole["data_efficiency"], rng), SAMPLES, 3, 0, 1, None, 2, 0))
             case _:
                 config = {"curriculum_learning": True, "data_efficiency": whole["data_efficiency"], "num_workers": 0}
-                loader = DeepSpeedDataLoader(
-                    range(SAMPLES), 3, False, 0, None, deepspeed_dataloader_config=mutated(config, rng)
-                )
+                config = mutated(config, rng)
+                if isinstance(config, dict) and config.get("num_workers") in range(1, 5000):
+                    config["num_workers"] = 0
+                loader = DeepSpeedDataLoader(range(SAMPLES), 3, False, 0, None, deepspeed_dataloader_config=config)
                 for _ in islice(loader, 3):
                     pass
 

@@ -1,4 +1,4 @@
-"""Events of the profiler, logs and tables of NVMe benchmarks, records of samplers, and files of DeepSpeed's analyzer."""
+"""Events of the profiler, logs and tables of benchmarks, records of samplers, files of DeepSpeed's analyzer."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def _write_logs(folder: Path) -> dict[Path, bytes]:
     folder.mkdir()
     arguments = {"read": True, "block_size": "1M", "queue_depth": 4, "io_parallel": 1, "single_submit": False}
     arguments |= {"overlap_events": True, "folder": "/mnt/a", "io_size": "1G", "loops": 3, "gpu": False, "handle": True}
-    result = "Task {0} Latency = 0.5 sec\nTask {0} Speed = 2.0 GB/sec\nE2E {0} Latency = 0.5 sec\nE2E {0} Speed = 2.5 GB/sec\n"
+    result = "".join(
+        f"{scope} {{0}} Latency = 0.5 sec\n{scope} {{0}} Speed = 2.5 GB/sec\n" for scope in ("Task", "E2E")
+    )
     texts = {}
     for operation in ("read", "write"):
         namespace = argparse.Namespace(**arguments | {"read": operation == "read"})
@@ -155,7 +157,7 @@ def records(folder: Path) -> Callable[[random.Random], None]:
         try:
             read_records(record).validate(full=True)
         except ArrowdsError as error:
-            assert path.name in str(error), f"{error} does not name {path.name}"
+            assert record.name in str(error), f"{error} does not name {record}"
             raise
         finally:
             path.write_bytes(whole)
