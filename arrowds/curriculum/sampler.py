@@ -369,9 +369,9 @@ def _excluded(ids: Iterable[int] | None, num_samples: int) -> Int64:
     try:
         given = np.array([] if ids is None else list(ids))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"exclude_ids={ids!r:.60}: expected a list of sample ids") from error
+        raise ConfigError(f"exclude_ids must be a list of sample ids, got {ids!r:.60}") from error
     if given.size and (given.ndim != 1 or given.dtype.kind not in "iu"):
-        raise ConfigError(f"exclude_ids={ids!r:.60}: expected a list of sample ids")
+        raise ConfigError(f"exclude_ids must be a list of sample ids, got {ids!r:.60}")
     found = np.unique(given)
     if len(found) and not 0 <= found[0] <= found[-1] < num_samples:
         raise ConfigError(f"exclude_ids must lie in [0, {num_samples}), got {found[0]} to {found[-1]}")

@@ -77,9 +77,11 @@ class _FixedSizes:
     def state(self) -> dict[str, Any]:
         return {"batch_sizes": self.digest}
 
-    def load(self, state: Mapping[str, Any], step: int) -> None:
+    def resumed(self, state: Mapping[str, Any], step: int) -> _FixedSizes:
+        """Return the sizes of a saved state, if they are these."""
         if state.get("batch_sizes") != self.digest:
             raise StateMismatchError("the learning-rate state was saved with other batch sizes")
+        return self
 
 
 class _PlannedSizes:
@@ -106,18 +108,20 @@ class _PlannedSizes:
     def state(self) -> dict[str, Any]:
         return {"plan": self.plan.digest, "epoch": self.plan.epoch, "before": self.before}
 
-    def load(self, state: Mapping[str, Any], step: int) -> None:
+    def resumed(self, state: Mapping[str, Any], step: int) -> _PlannedSizes:
+        """Return the sizes of a saved state, if they are of this plan, at its step."""
         if state.get("plan") != self.plan.digest:
             raise StateMismatchError(
                 "the learning-rate state was saved with another plan: its samples or lengths differ"
             )
-        before, plan = count_in(state, "before"), self.plan.with_epoch(count_in(state, "epoch"))
-        if not 0 <= step - before < len(plan.batch_sizes):
+        resumed = _PlannedSizes(self.plan.with_epoch(count_in(state, "epoch")))
+        resumed.before = count_in(state, "before")
+        if not 0 <= step - resumed.before < len(resumed.sizes):
             raise StateMismatchError(
-                f"the saved state is damaged: step {step} is not in epoch {plan.epoch}, which begins at step {before}"
+                f"the saved state is damaged: step {step} is not in epoch {resumed.plan.epoch}, which begins at step "
+                f"{resumed.before}"
             )
-        self._choose(plan.epoch)
-        self.before = before
+        return resumed
 
 
 def _sizes(batch_sizes: TokenBatchPlan | Sequence[int] | npt.NDArray[Any]) -> _FixedSizes | _PlannedSizes:
@@ -219,18 +223,19 @@ def scheduler_class() -> Any:
             for name in ("base_batch_size", "method"):
                 if state.get(name) != getattr(self, name):
                     raise StateMismatchError(f"saved with {name}={state.get(name)!r}, now {getattr(self, name)!r}")
-            below, rates, sizes = state.get("below"), state.get("unscaled_lrs"), state.get("sizes")
-            if isinstance(below, Mapping) != (self.below is not None) or not isinstance(sizes, Mapping):
+            below, rates, saved = state.get("below"), state.get("unscaled_lrs"), state.get("sizes")
+            steps = count_in(state, "steps")
+            sizes = self.sizes.resumed(saved if isinstance(saved, Mapping) else {}, steps)
+            if isinstance(below, Mapping) != (self.below is not None):
                 raise StateMismatchError("the state was saved over another scheduler, or is damaged")
             if not isinstance(rates, list) or len(rates) != len(self.unscaled_lrs) or not all(map(_is_rate, rates)):
                 raise StateMismatchError(
                     f"the state has the learning rates {rates!r:.60}, expected {len(self.unscaled_lrs)} numbers, one "
                     "for each group of parameters"
                 )
-            steps = count_in(state, "steps")
-            self.sizes.load(sizes, steps)
             if self.below is not None:
                 self.below.load_state_dict(below)
+            self.sizes = sizes
             self.unscaled_lrs = list(rates)
             self.last_epoch = steps
             self._scale()
