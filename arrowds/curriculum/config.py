@@ -86,8 +86,17 @@ class CurriculumMetric:
 
         Args:
             limit: the last step at which to evaluate a custom schedule.
+
+        Raises:
+            ConfigError: for a percentile below 0 or above 100, and more changes than a curriculum has.
         """
-        return changes(make_schedule(self.settings(), self.function), highest=self.bounds[1], limit=limit)
+        starts, levels = changes(make_schedule(self.settings(), self.function), highest=self.bounds[1], limit=limit)
+        if self.percentile and not all(0 <= level <= 100 for level in levels):
+            raise ConfigError(
+                f"the difficulties of {self.name!r} go from {min(levels)} to {max(levels)}, but percentiles from 0 to "
+                "100"
+            )
+        return starts, levels
 
     def identity(self) -> dict[str, Any]:
         """Return what decides which samples are drawn, as JSON-serialisable values; functions have no identity."""

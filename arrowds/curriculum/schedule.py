@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ METRIC_KEYS = (*SCHEDULE_KEYS, "difficulty_type", "clustering_type", *PATH_KEYS,
 
 Number = int | float
 
+_LARGEST_NUMBER = 1e300
 _MOST_CHANGES = 1 << 20
 _LONGEST_FUNCTION = 1 << 24
 """Steps at which a function of the user is evaluated beforehand."""
@@ -50,11 +50,11 @@ class Root:
     def difficulty(self, step: int) -> Number:
         try:
             progress = (float(step) / self.total) ** (1.0 / self.degree)
-        except OverflowError:
+            if not self._whole:
+                return self._fractional(progress)
+            raw = math.floor(progress * (self.high - self.low) + self.low)
+        except (OverflowError, ValueError):  # infinite, or infinity times zero: far beyond the end
             return self.high
-        if not self._whole:
-            return self._fractional(progress)
-        raw = math.floor(progress * (self.high - self.low) + self.low)
         lowest = -(-self.low // self.multiple) * self.multiple
         level: Number = min(max(raw - raw % self.multiple, lowest), self.high)
         return level
@@ -77,8 +77,8 @@ class Root:
         if not self._whole:
             return [1, math.ceil(self.total) + 1]
         # A maximum that is not a multiple of the step is reached only where the next multiple would be.
-        progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
         try:
+            progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
             return [1, min(math.ceil(self.total * progress**self.degree) + 2, LARGEST_COUNT)]
         except OverflowError:
             return [1, LARGEST_COUNT]
@@ -335,7 +335,7 @@ def _number(config: Mapping[str, Any], key: str, *, of: str, positive: bool = Fa
 
 
 def _check_number(key: str, value: Any, *, positive: bool = False) -> Number:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
     if not number or (positive and value <= 0):  # NaN is not <= anything
         raise ConfigError(f"{key} must be a {'positive ' if positive else ''}number, got {value!r:.60}")
     checked: Number = value

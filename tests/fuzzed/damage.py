@@ -81,7 +81,7 @@ def _change(root: Any, container: Any, key: Any, rng: random.Random) -> None:
         case 2 if (other := _place(root, rng)) is not None:
             container[key] = copy.deepcopy(other[0][other[1]])
         case 3 | 4 if isinstance(value, int | float) and not isinstance(value, bool):
-            container[key] = rng.choice([-value, value + 1, value - 1, value * 2, float(value), str(value), [value]])
+            container[key] = rng.choice([-value, value + 1, value - 1, value * 2, repr(value), [value]])
         case 3 | 4 if isinstance(value, str):
             container[key] = rng.choice([value[:-1], value + value, value.upper(), value[::-1], [value]])
         case _:
