@@ -512,7 +512,7 @@ def test_the_first_and_the_last_step_and_those_around_a_change(order: Any) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"consumed_samples": 2**40}, "samples are .* steps, it says 1"),
+        ({"consumed_samples": 2**40}, "are .* steps, it says 1"),
         ({"consumed_samples": 2**70, "curriculum_step": 2**67}, "expected an integer from 0 on"),
         ({"consumed_samples": "8"}, "consumed_samples is '8'"),
         ({"epoch": 2**52}, "it is of epoch"),
