@@ -285,10 +285,19 @@ class Expression(Metric):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Polars keeps no promise about the text across its versions; see from_spec
             text = self.expression.meta.serialize(format="json")
-        if _holds_code(text):
-            return None
         dtype = None if self.dtype is None else str(self.dtype)
-        return {"metric": "Expression", "name": self.name, "expression": text, "dtype": dtype, "nulls": self.nulls}
+        spec: Spec = {
+            "metric": "Expression",
+            "name": self.name,
+            "expression": text,
+            "dtype": dtype,
+            "nulls": self.nulls,
+        }
+        try:
+            rebuilt = from_spec(spec)
+        except MetricError:  # it holds Python code, or NaN or an infinity, which JSON has not
+            return None
+        return spec if rebuilt.definition() == self.definition() else None
 
 
 def _holds_code(serialized: str) -> bool:

@@ -1,8 +1,9 @@
-"""Threads that work ahead, and attributes that are computed once; both safe where a process is forked."""
+"""Threads that work ahead or are told to stop, attributes that are computed once; safe where a process is forked."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,24 @@ def ordered_map(
         finally:
             for future in running:
                 future.cancel()
+
+
+_told = threading.local()
+
+
+def stop_on(event: threading.Event) -> None:
+    """Let this thread stop at its next :func:`stop_if_told` once the event is set."""
+    _told.event = event
+
+
+def stop_if_told() -> None:
+    """Raise KeyboardInterrupt in a thread whose work nobody waits for any more; long work calls it now and then.
+
+    A thread can't be ended from outside: after Ctrl-C, the process would wait for the end of all that it has begun.
+    """
+    event: threading.Event | None = getattr(_told, "event", None)
+    if event is not None and event.is_set():
+        raise KeyboardInterrupt
 
 
 class computed_once(Generic[Result]):  # noqa: N801  # used as a decorator, like property

@@ -264,3 +264,14 @@ def test_decimals_of_sql_literals_are_floats(tmp_path):
         pl.DataFrame({"x": [1, 2]}), arrowds.metrics.expr("half", pl.sql_expr("x / 2.0")), tmp_path / "index"
     )
     assert index["half"].values.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_expression_that_json_can_not_hold_is_given_again_like_a_function(tmp_path, number):
+    metric = metrics.expr("m", pl.when(pl.col("x") > 1).then(pl.lit(number)).otherwise(pl.col("x")), nulls="keep")
+    assert metric.spec() is None
+    arrowds.analyze(pa.table({"x": [1.0, 2.0]}), metric, tmp_path / "index", progress=False)
+    with pytest.raises(MetricError, match="can't rebuild m"):
+        arrowds.append(pa.table({"x": [3.0]}), tmp_path / "index", progress=False)
+    index = arrowds.append(pa.table({"x": [0.5]}), tmp_path / "index", metrics=metric, progress=False)
+    assert index["m"].values[[0, 2]].tolist() == [1.0, 0.5]

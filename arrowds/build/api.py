@@ -102,7 +102,7 @@ def append(
     """Measure more samples with the metrics of an index, and commit a snapshot that has them, too.
 
     Nothing that the index has is read or measured again. The new samples' ids follow the old ones. Of two appends at
-    once both are committed, in some order.
+    once both are committed, in some order; two of the same rows are one.
 
     Args:
         source: as for :func:`analyze`. Where it is files, those that the index has already are left out.

@@ -51,13 +51,19 @@ def begin(
 
 
 def run_reduce(columns: Sequence[ColumnPlan], engine: Engine, *, share: tuple[int, int] = (0, 1)) -> None:
-    """Run every task of every column, or every n-th from the i-th on for a ``share`` of (i, n)."""
+    """Run every task of every column, or every n-th from the i-th on for a ``share`` of (i, n).
+
+    The files of a share are on disk when this ends: a shard that was killed is run again and checks them, but one that
+    has ended is not, and another process commits them.
+    """
     first, step = share
     tasks = [(number, task) for number, column in enumerate(columns) for task in column.tasks][first::step]
     work = Work(partial(_reduce_one, columns), releases_gil=True, name="bucket")
     with closing(engine.run(work, tasks)) as finished:
         for _ in finished:
             pass
+    if step > 1 and tasks:
+        columns[0].store.sync([name for number, task in tasks for name in columns[number].written(task)])
 
 
 def _reduce_one(columns: Sequence[ColumnPlan], item: tuple[int, ReduceTask]) -> None:

@@ -18,6 +18,7 @@ from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, M
 from arrowds.index import files, paths
 from arrowds.index.totals import added, stored_sum
 from arrowds.metrics import Metric
+from arrowds.parallel import stop_if_told
 from arrowds.schema import VALUE
 
 _DIGEST = b"arrowds.part"
@@ -37,12 +38,7 @@ def is_finished(task: MapTask, metric: Metric, part: Part) -> bool:
 
 def _can_be_kept(task: MapTask, metric: Metric, part: Part) -> bool:
     """Tell whether a finished part was not damaged since."""
-    if not is_finished(task, metric, part):
-        return False
-    try:
-        return metric.kind == "total" or run_of(task, metric, part).is_whole()
-    except (IndexCorruptError, pa.ArrowException):
-        return False
+    return is_finished(task, metric, part) and (metric.kind == "total" or run_of(task, metric, part).is_whole())
 
 
 def run_of(task: MapTask, metric: Metric, part: Part) -> Run:
@@ -105,6 +101,7 @@ def _numbered(task: MapTask, part: Part, batches: Iterator[Any]) -> Iterator[tup
     """
     start = part.start
     for batch in batches:
+        stop_if_told()
         rows = batch.num_rows if isinstance(batch, pa.RecordBatch) else min(task.source.batch_size, part.stop - start)
         if rows:
             yield start, rows, batch

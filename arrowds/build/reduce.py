@@ -9,7 +9,7 @@ finds it, whatever process did the work.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -18,15 +18,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import xxhash
-from pydantic import ValidationError
 
 from arrowds.arrays import arrow_view
 from arrowds.build.runs import Run
-from arrowds.errors import IndexCorruptError, IndexNotFoundError, MetricValueError
+from arrowds.errors import IndexNotFoundError, MetricValueError
 from arrowds.index import files, paths
 from arrowds.index.manifest import Bucket, Column, File, digest_fault
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, cut_buckets, is_single_value, merged, rows_per_bucket
-from arrowds.parallel import ordered_map
+from arrowds.parallel import ordered_map, stop_if_told
 from arrowds.schema import COUNT, VALUE, mapped_type, narrowed, numpy_dtype
 from arrowds.store import Store
 
@@ -85,12 +84,23 @@ class ColumnPlan:
         return paths.outcome(self.build, self.metric, f"{self.key}-{task.kind}-{task.number:05d}")
 
     def reported(self, task: ReduceTask) -> dict[str, Any] | None:
-        """What a finished task has reported, if it had the same input."""
+        """What a finished task has reported, if it had the same input and its report was not damaged."""
         try:
             report = json.loads(self.store.read(self.outcome(task)).to_pybytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
-        return report if isinstance(report, dict) and report.get("digest") == self.digest else None
+        whole = isinstance(report, dict) and report.get("digest") == _digest_of(self, report.get("written"))
+        return report if whole else None
+
+    def written(self, task: ReduceTask) -> dict[str, File]:
+        """The files that a task has reported, by name; none where it is not finished."""
+        report = self.reported(task)
+        if report is None or report["written"] is None:
+            return {}
+        if task.kind == "values":
+            return {paths.values(self.metric, self.key, task.number): File.model_validate(report["written"])}
+        bucket = Bucket.model_validate(report["written"])
+        return Column(key=self.key, stored_type=str(self.stored), values=(), buckets=(bucket,)).files(self.metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,30 +162,21 @@ def reduce_task(column: ColumnPlan, task: ReduceTask) -> None:
     if _can_be_kept(column, task):
         return
     written = _write_values(column, task.number) if task.kind == "values" else _write_bucket(column, task.number)
-    report = {"digest": column.digest, "written": None if written is None else json.loads(written.model_dump_json())}
+    said = None if written is None else json.loads(written.model_dump_json())
+    report = {"digest": _digest_of(column, said), "written": said}
     column.store.write(column.outcome(task), json.dumps(report).encode())
+
+
+def _digest_of(column: ColumnPlan, said: Any) -> str:
+    """The digest of a task's input and of what it reports."""
+    return xxhash.xxh3_128_hexdigest(f"{column.digest}|{json.dumps(said)}".encode())
 
 
 def _can_be_kept(column: ColumnPlan, task: ReduceTask) -> bool:
     """Whether a task was finished, and none of its files was damaged since, as by a power cut."""
-    report = column.reported(task)
-    if report is None:
-        return False
-    try:
-        written = _files_of(column, task, report)
-    except (ValidationError, KeyError):
-        return False
-    return not any(digest_fault(column.store, name, file) for name, file in written.items())
-
-
-def _files_of(column: ColumnPlan, task: ReduceTask, report: Mapping[str, Any]) -> dict[str, File]:
-    """The files that a task has reported, by name."""
-    if task.kind == "values":
-        return {paths.values(column.metric, column.key, task.number): File.model_validate(report["written"])}
-    if report["written"] is None:
-        return {}
-    bucket = Bucket.model_validate(report["written"])
-    return Column(key=column.key, stored_type=str(column.stored), values=(), buckets=(bucket,)).files(column.metric)
+    return column.reported(task) is not None and not any(
+        digest_fault(column.store, name, file) for name, file in column.written(task).items()
+    )
 
 
 def finished_column(plan: ColumnPlan) -> Column:
@@ -192,15 +193,10 @@ def finished_column(plan: ColumnPlan) -> Column:
                 f"{plan.store.url}: {task.kind} {task.number} of metric {plan.metric!r} is not reduced yet; run the "
                 "reduce to its end, then commit"
             )
-        try:
-            if task.kind == "values":
-                values.append(File.model_validate(report["written"]))
-            elif report["written"] is not None:
-                buckets.append(Bucket.model_validate(report["written"]))
-        except (ValidationError, KeyError) as error:
-            raise IndexCorruptError(
-                f"{plan.store.url}/{plan.outcome(task)} is not what a task reports: {error}"
-            ) from error
+        if task.kind == "values":
+            values.append(File.model_validate(report["written"]))
+        elif report["written"] is not None:
+            buckets.append(Bucket.model_validate(report["written"]))
     return Column(key=plan.key, stored_type=str(plan.stored), values=tuple(values), buckets=tuple(buckets))
 
 
@@ -227,6 +223,7 @@ def _write_bucket(column: ColumnPlan, number: int) -> Bucket | None:
     frames = merged(_slices(column, after, up_to), column.stored, single_value=is_single_value(after, up_to))
     written, counts, rows = [], [], 0
     for part, frame in enumerate(frames):
+        stop_if_told()
         name = paths.bucket(column.metric, column.key, number, part)
         written.append(File.of(files.write_parquet(column.store, name, frame.to_arrow())))
         counts.append(_distribution(frame[VALUE]))

@@ -5,6 +5,10 @@ without the samples that have no value. Its metadata has the first value of each
 is found without reading the others, and the values of the rows that decide where buckets are cut. The values are left
 in the order of the rows as well, for the reduce to copy. Both files have the smallest integer type that holds the part;
 the metadata has the type that the metric declares, and values of that type.
+
+The metadata also has a digest of each record batch, of the values' file and of itself, and whatever is read is compared
+with them. So the map need not sync what it writes: what a power cut has damaged, the reduce refuses, and the map
+measures again.
 """
 
 from __future__ import annotations
@@ -30,7 +34,9 @@ SAMPLE_SIZE = 1 << 18
 """Rows that decide where buckets are cut, where there are more; drawn by their number, whatever the parts."""
 
 _DIGEST, _TYPE, _FENCES, _SAMPLE = b"arrowds.part", b"arrowds.type", b"arrowds.fences", b"arrowds.sample"
-_CONTENT = b"arrowds.content"
+_BATCHES, _VALUES, _SELF = b"arrowds.batches", b"arrowds.values", b"arrowds.self"
+_DIGEST_BYTES = 32
+_METADATA = (_DIGEST, _TYPE, _FENCES, _SAMPLE, _BATCHES, _VALUES)
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,15 @@ class Run:
     def _reader(self) -> files.Batches:
         return files.open_ipc(self.store, self.name)
 
-    @property
+    @cached_property
     def _metadata(self) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = self._reader.schema.metadata or {}
-        if not found.keys() >= {_DIGEST, _TYPE, _FENCES, _SAMPLE, _CONTENT}:
-            raise IndexCorruptError(f"{self.store.url}/{self.name} is not a sorted run; run the map again")
+        if not found.keys() >= {*_METADATA, _SELF} or found[_SELF] != _digest(*(found[key] for key in _METADATA)):
+            raise self._damaged(self.name)
         return found
+
+    def _damaged(self, name: str) -> IndexCorruptError:
+        return IndexCorruptError(f"{self.store.url}/{name} is damaged; run the map again")
 
     @property
     def digest(self) -> str:
@@ -89,19 +98,44 @@ class Run:
         if self.store.path(self.name) is None:
             return True
         try:
-            values = xxhash.xxh3_128_hexdigest(memoryview(self.store.read(self.values_name)))
-        except FileNotFoundError:
+            self._read(0, max(len(self.fences) - 1, 0))
+            self._values()
+        except IndexCorruptError:
             return False
-        batches = self._reader.read(0, max(len(self.fences) - 1, 0))
-        columns = [numpy_view(batch.column(number)) for number in range(2) for batch in batches]
-        return _content(values, self.fences, self.sampled, *columns) == self._metadata[_CONTENT]
+        return True
+
+    def _read(self, start: int, stop: int) -> list[pa.RecordBatch]:
+        """Return record batches as they were written.
+
+        Raises:
+            IndexCorruptError: when one was damaged.
+        """
+        try:
+            batches = self._reader.read(start, stop)
+            read = b"".join(_digest(*map(numpy_view, batch.columns)) for batch in batches)
+        except (pa.ArrowException, ValueError) as error:
+            raise self._damaged(self.name) from error
+        if read != self._metadata[_BATCHES][start * _DIGEST_BYTES : stop * _DIGEST_BYTES]:
+            raise self._damaged(self.name)
+        return batches
+
+    def _values(self) -> pa.Array:
+        """Return the values in the order of the ids as they were written.
+
+        Raises:
+            IndexCorruptError: when they were damaged.
+        """
+        data = files.content(self.store, self.values_name)
+        if xxhash.xxh3_128_hexdigest(memoryview(data)).encode() != self._metadata[_VALUES]:
+            raise self._damaged(self.values_name)
+        return pa.ipc.open_file(pa.BufferReader(data)).get_batch(0).column(0)
 
     def between(self, after: Cut | None, up_to: Cut | None) -> Iterator[pa.Table]:
         """Yield the rows whose values lie after one cut and up to another, in order; None leaves a side open."""
         firsts = self.fences[:-1]
         start = 0 if after is None else max(rows_up_to(firsts, after) - 1, 0)
         stop = len(firsts) if up_to is None else rows_up_to(firsts, up_to)
-        batches = self._reader.read(start, stop)
+        batches = self._read(start, stop)
         if batches and up_to is not None:
             batches[-1] = batches[-1][: rows_up_to(numpy_view(batches[-1].column(0)), up_to)]
         if batches and after is not None:
@@ -115,7 +149,7 @@ class Run:
         if self.first_id >= start + len(values) or self.first_id + self.num_rows <= start:
             return
         low, high = max(start - self.first_id, 0), min(start + len(values) - self.first_id, self.num_rows)
-        found = files.open_ipc(self.store, self.values_name).read(0, 1)[0].column(0)[low:high]
+        found = self._values()[low:high]
         rows = slice(self.first_id + low - start, self.first_id + high - start)
         missing = missing_values(found)
         plain = numpy_view(found)
@@ -155,27 +189,31 @@ def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> N
     frame = pl.DataFrame({VALUE: narrow, SAMPLE_ID: ids}).sort(VALUE, maintain_order=True, multithreaded=False)
     ordered, ids = frame[VALUE].to_numpy(), frame[SAMPLE_ID].to_numpy()
     fences = np.append(ordered[::ROWS_PER_BATCH], ordered[-1:]).astype(plain.dtype)
-    sampled = np.ascontiguousarray(sampled)
+    starts = range(0, len(ordered), ROWS_PER_BATCH)
+    digests = [_digest(*(column[start : start + ROWS_PER_BATCH] for column in (ordered, ids))) for start in starts]
+    metadata = {
+        _DIGEST: digest.encode(),
+        _TYPE: str(values.type).encode(),
+        _FENCES: fences.tobytes(),
+        _SAMPLE: np.ascontiguousarray(sampled).tobytes(),
+        _BATCHES: b"".join(digests),
+        _VALUES: written.xxh3.encode(),
+    }
     files.write_ipc(
         run.store,
         run.name,
         pa.table({VALUE: arrow_view(ordered), SAMPLE_ID: arrow_view(ids)}),
         rows_per_batch=ROWS_PER_BATCH,
-        metadata={
-            _DIGEST: digest.encode(),
-            _TYPE: str(values.type).encode(),
-            _FENCES: fences.tobytes(),
-            _SAMPLE: sampled.tobytes(),
-            _CONTENT: _content(written.xxh3, fences, sampled, ordered, ids),
-        },
+        metadata={**metadata, _SELF: _digest(*metadata.values())},
     )
 
 
-def _content(values: str, *arrays: np.ndarray) -> bytes:
-    """Return a digest of the values' file and of what a run holds."""
-    digest = xxhash.xxh3_128(values.encode())
-    for array in arrays:
-        digest.update(array.view(np.uint8).data)
+def _digest(*parts: np.ndarray | bytes) -> bytes:
+    """Return a digest of arrays or texts and of their lengths."""
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part if isinstance(part, bytes) else part.view(np.uint8).data)
     return digest.hexdigest().encode()
 
 

@@ -89,7 +89,7 @@ def map_shard(
     workers: int | None = None,
     progress: Progress = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> list[str]:
+) -> list[str] | None:
     """Measure one shard of a planned build.
 
     Metrics that need a total of all samples, such as ``vocab_rarity``, are measured by a second round of shards, after
@@ -106,7 +106,8 @@ def map_shard(
         storage_options: as for :func:`arrowds.analyze`.
 
     Returns:
-        The names of the metrics that wait for totals: run the shard once more when all others have ended.
+        The names of the metrics that wait for totals: run the shard once more when all others have ended. None where
+        the build is committed already, so that nothing is left to measure.
 
     Raises:
         ConfigError: for a shard out of range, and when data, metrics or code differ from the plan; says which.
@@ -114,7 +115,10 @@ def map_shard(
     """
     if not 1 <= shard <= of:
         raise ConfigError(f"a shard is 1/{of} to {of}/{of}; got {shard}/{of}")
-    plan = _planned(_opened(path, storage_options), source, metrics, storage_options)
+    store = _opened(path, storage_options)
+    if _is_committed(store):
+        return None
+    plan = _planned(store, source, metrics, storage_options)
     return map_parts(plan, plan.parts[shard - 1 :: of], LocalEngine(workers), progress)
 
 
@@ -180,8 +184,8 @@ def reduce_build(
     if not 1 <= shard <= of:
         raise ConfigError(f"a shard is 1/{of} to {of}/{of}; got {shard}/{of}")
     store = _opened(path, storage_options)
-    if not _plans(store) and manifests.numbers(store):
-        return Index(store, manifests.load(store))  # another shard has committed
+    if _is_committed(store):
+        return Index(store, manifests.load(store))
     plan = _planned(store, source, metrics, storage_options)
     return reduce_share(plan, shard, of, LocalEngine(workers))
 
@@ -221,6 +225,11 @@ def _all_mapped(plan: BuildPlan) -> dict[str, np.ndarray]:
                     "failed or is still running; run the map of every shard to its end, then reduce"
                 )
     return totals or {}
+
+
+def _is_committed(store: Store) -> bool:
+    """Whether the build of an index is finished: nothing is planned any more, and there is a snapshot."""
+    return not _plans(store) and bool(manifests.numbers(store))
 
 
 def _plans(store: Store) -> list[str]:
@@ -271,7 +280,7 @@ def _planned(
 def _read_plan(store: Store, key: str) -> dict[str, Any]:
     try:
         content = json.loads(store.read(paths.plan(key)).to_pybytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) and isinstance(content.get("facts"), dict) else {}
 

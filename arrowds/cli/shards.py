@@ -88,6 +88,9 @@ def map_(
     number, of = options.shard(shard)
     storage = options.storage_options(storage_option)
     waiting = shards.map_shard(index, number, of, workers=workers, storage_options=storage)
+    if waiting is None:
+        typer.echo(f"{index} is finished: no build is planned; nothing is left to measure")
+        return
     typer.echo(f"shard {number}/{of} is done")
     if waiting:
         typer.echo(

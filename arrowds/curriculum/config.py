@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ class CurriculumMetric:
     function: Callable[[int], Number] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError(f"the name of a metric must be a string, got {self.name!r:.60}")
         _check_choice(self, "difficulty_type", ("value", "percentile"))
         _check_choice(self, "clustering_type", ("schedule_based", "single_cluster"))
         make_schedule(self.settings(), self.function)  # raises for missing, unknown and invalid settings
@@ -84,8 +86,17 @@ class CurriculumMetric:
 
         Args:
             limit: the last step at which to evaluate a custom schedule.
+
+        Raises:
+            ConfigError: for a percentile below 0 or above 100, and more changes than a curriculum has.
         """
-        return changes(make_schedule(self.settings(), self.function), highest=self.bounds[1], limit=limit)
+        starts, levels = changes(make_schedule(self.settings(), self.function), highest=self.bounds[1], limit=limit)
+        if self.percentile and not all(0 <= level <= 100 for level in levels):
+            raise ConfigError(
+                f"the difficulties of {self.name!r} go from {min(levels)} to {max(levels)}, but percentiles from 0 to "
+                "100"
+            )
+        return starts, levels
 
     def identity(self) -> dict[str, Any]:
         """Return what decides which samples are drawn, as JSON-serialisable values; functions have no identity."""
@@ -113,6 +124,8 @@ def parse_curriculum(curriculum: Curriculum) -> tuple[CurriculumMetric, ...]:
     Traceback (most recent call last):
     arrowds.errors.ConfigError: unknown key 'min_dificulty' in the curriculum of 'seqlen'...
     """
+    if not isinstance(curriculum, Iterable) or isinstance(curriculum, str):
+        raise ConfigError(f"a curriculum is a dictionary or a list of CurriculumMetric, got {curriculum!r:.60}")
     metrics = tuple(_from_dictionaries(curriculum) if isinstance(curriculum, Mapping) else curriculum)
     for metric in metrics:
         if not isinstance(metric, CurriculumMetric):

@@ -109,7 +109,7 @@ def find_draws(name: str) -> type[Draws]:
     Raises:
         ConfigError: for an unknown name.
     """
-    if name not in _REGISTERED:
+    if not isinstance(name, str) or name not in _REGISTERED:
         raise ConfigError(f"order must be {' or '.join(map(repr, _REGISTERED))}, got {name!r}")
     draws: type[Draws] = resolve_name(_REGISTERED[name])
     return draws

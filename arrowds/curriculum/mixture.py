@@ -16,7 +16,7 @@ from arrowds.curriculum.apportion import Changes, DrawPlan
 from arrowds.curriculum.config import Curriculum, curriculum_digest, parse_curriculum
 from arrowds.curriculum.metric_values import MetricSource, fingerprint_of
 from arrowds.curriculum.pools import Phases, build_pools
-from arrowds.curriculum.ranks import RankLayout
+from arrowds.curriculum.ranks import LARGEST_SEED, RankLayout, whole_number
 from arrowds.curriculum.stateless import StatelessDraws, shuffled
 from arrowds.curriculum.stream import BatchStream, OnNewData, check_step
 from arrowds.errors import ConfigError, StateMismatchError
@@ -96,7 +96,7 @@ class MixtureSampler(BatchStream):
             raise ConfigError(f"curricula name {sorted(unknown)}, but the sources are {list(indexes)}")
         bounds = itertools.accumulate((index.num_samples for index in indexes.values()), initial=0)
         self.offsets = dict(zip(indexes, bounds, strict=False))
-        self.seed = seed
+        self.seed = whole_number("seed", seed, least=0, most=LARGEST_SEED - len(self._sources))
         schedule = [(1, weights)] if isinstance(weights, Mapping) else list(weights)
         self._starts, self._shares = _checked(schedule, list(indexes))
         if self.stop < 1:
@@ -123,7 +123,6 @@ class MixtureSampler(BatchStream):
             phases,
             seed=self.seed + source.place + 1,
             batch_size=0,
-            num_samples=source.index.num_samples,
             draws_before=drawn.reshape(len(phases.start), len(self._sources))[:, source.place],
         )
 

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from arrowds.errors import ConfigError
+from arrowds.states import LARGEST_COUNT
 
+LARGEST_SEED = (1 << 63) - 1
 Int64 = npt.NDArray[np.int64]
+
+
+def whole_number(name: str, value: Any, *, least: int, most: int = LARGEST_COUNT) -> int:
+    """Return an argument after checking that it is an integer within bounds.
+
+    Raises:
+        ConfigError: when it is not.
+
+    >>> whole_number("num_epochs", 0.5, least=1)
+    Traceback (most recent call last):
+    arrowds.errors.ConfigError: num_epochs=0.5: expected an integer of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ConfigError(f"{name}={value!r:.60}: expected an integer of at least {least}")
+    if value > most:
+        raise ConfigError(f"{name}={value!r:.60}: expected an integer of at most {most}")
+    return int(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

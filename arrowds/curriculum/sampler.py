@@ -16,7 +16,7 @@ from arrowds.curriculum.config import Curriculum, CurriculumMetric, curriculum_d
 from arrowds.curriculum.draws import Draws, DrawSettings, find_draws
 from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, evaluate, fingerprint_of
 from arrowds.curriculum.pools import Phases, build_pools
-from arrowds.curriculum.ranks import RankLayout
+from arrowds.curriculum.ranks import LARGEST_SEED, RankLayout, whole_number
 from arrowds.curriculum.schedule import Number
 from arrowds.curriculum.stateless import StatelessDraws
 from arrowds.curriculum.stream import BatchStream, OnNewData, check_step
@@ -127,9 +127,9 @@ class CurriculumSampler(BatchStream):
             raise EmptyDatasetError("nothing to draw: the index has no samples")
         self.index = index
         self.metrics = parse_curriculum(curriculum)
-        self.seed = seed
+        self.seed = whole_number("seed", seed, least=0, most=LARGEST_SEED)
         self.order = order
-        self._exclude_ids = np.unique(np.array([] if exclude_ids is None else list(exclude_ids), np.int64))
+        self._exclude_ids = _excluded(exclude_ids, index.num_samples)
         self._derived = _derived(index, self.metrics)
         self._allowed = None if where is None else _allowed(index, where)
         self._where = where
@@ -200,7 +200,6 @@ class CurriculumSampler(BatchStream):
                 self._phases,
                 seed=self.seed,
                 batch_size=0,
-                num_samples=self.index.num_samples,
                 exclude_ids=self._exclude_ids,
                 draws_before=draws_before,
             )
@@ -363,6 +362,20 @@ class CurriculumSampler(BatchStream):
         values = {name: self.index[name] for name in self.index.metrics} | self._derived
         places = {step: self._places_at(step) for step in chosen}
         return trace_table(batches, {step: self.difficulties_at(step) for step in chosen}, places, values)
+
+
+def _excluded(ids: Iterable[int] | None, num_samples: int) -> Int64:
+    """Return the ids that are never drawn, sorted and distinct."""
+    try:
+        given = np.array([] if ids is None else list(ids))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"exclude_ids must be a list of sample ids, got {ids!r:.60}") from error
+    if given.size and (given.ndim != 1 or given.dtype.kind not in "iu"):
+        raise ConfigError(f"exclude_ids must be a list of sample ids, got {ids!r:.60}")
+    found = np.unique(given)
+    if len(found) and not 0 <= found[0] <= found[-1] < num_samples:
+        raise ConfigError(f"exclude_ids must lie in [0, {num_samples}), got {found[0]} to {found[-1]}")
+    return found.astype(np.int64)
 
 
 def _derived(index: MetricSource, metrics: Iterable[CurriculumMetric]) -> dict[str, DerivedMetric]:

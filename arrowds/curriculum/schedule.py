@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from arrowds.errors import ConfigError
+from arrowds.states import LARGEST_COUNT
 
 SCHEDULE_KEYS = ("min_difficulty", "max_difficulty", "schedule_type", "schedule_config")
 PATH_KEYS = ("index_path", "index_to_sample_path", "index_to_metric_path")
 METRIC_KEYS = (*SCHEDULE_KEYS, "difficulty_type", "clustering_type", *PATH_KEYS, "curriculum_type")
 
 Number = int | float
+
+_LARGEST_NUMBER = 1e300
+_MOST_CHANGES = 1 << 20
+_LONGEST_FUNCTION = 1 << 24
+"""Steps at which a function of the user is evaluated beforehand."""
 
 
 class Schedule(Protocol):
@@ -42,10 +48,13 @@ class Root:
     degree: Number
 
     def difficulty(self, step: int) -> Number:
-        progress = (float(step) / self.total) ** (1.0 / self.degree)
-        if not self._whole:
-            return self._fractional(progress)
-        raw = math.floor(progress * (self.high - self.low) + self.low)
+        try:
+            progress = (float(step) / self.total) ** (1.0 / self.degree)
+            if not self._whole:
+                return self._fractional(progress)
+            raw = math.floor(progress * (self.high - self.low) + self.low)
+        except (OverflowError, ValueError):  # infinite, or infinity times zero: far beyond the end
+            return self.high
         lowest = -(-self.low // self.multiple) * self.multiple
         level: Number = min(max(raw - raw % self.multiple, lowest), self.high)
         return level
@@ -68,8 +77,11 @@ class Root:
         if not self._whole:
             return [1, math.ceil(self.total) + 1]
         # A maximum that is not a multiple of the step is reached only where the next multiple would be.
-        progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
-        return [1, math.ceil(self.total * progress**self.degree) + 2]
+        try:
+            progress = (math.ceil(self.high / self.multiple) * self.multiple - self.low) / (self.high - self.low)
+            return [1, min(math.ceil(self.total * progress**self.degree) + 2, LARGEST_COUNT)]
+        except OverflowError:
+            return [1, LARGEST_COUNT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +168,14 @@ def make_schedule(config: Mapping[str, Any], function: Callable[[int], Number] |
     """
     check_keys(config, METRIC_KEYS, where="the curriculum")
     kind, settings = config.get("schedule_type"), config.get("schedule_config") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"schedule_config must be a dictionary, got {settings!r:.60}")
     if kind is None:
         raise ConfigError("the curriculum has no 'schedule_type'; known: " + ", ".join([*_BUILT_IN, *_REGISTERED]))
-    if kind not in _BUILT_IN and kind not in _REGISTERED:
-        raise ConfigError(f"unknown schedule_type {kind!r}{_nearest(str(kind), [*_BUILT_IN, *_REGISTERED])}")
-    if kind != "piecewise":
-        for key in ("min_difficulty", "max_difficulty"):
+    if not isinstance(kind, str) or (kind not in _BUILT_IN and kind not in _REGISTERED):
+        raise ConfigError(f"unknown schedule_type {kind!r:.60}{_nearest(str(kind), [*_BUILT_IN, *_REGISTERED])}")
+    for key in ("min_difficulty", "max_difficulty"):
+        if kind != "piecewise" or key in config:
             _number(config, key, of="the curriculum")
     if kind == "custom":
         return Function(function or _not_set, _total(settings))
@@ -183,6 +197,8 @@ def _root(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
     keys = ["total_curriculum_step", "difficulty_step"] + ([] if linear else ["root_degree"])
     check_keys(settings, (*keys, "root_degree"), where="schedule_config")
     total, multiple, *degree = (_number(settings, key, of="schedule_config", positive=True) for key in keys)
+    if total > LARGEST_COUNT:
+        raise ConfigError(f"total_curriculum_step must be at most {LARGEST_COUNT}, got {total!r:.60}")
     if config["min_difficulty"] > config["max_difficulty"]:
         raise ConfigError(
             f"min_difficulty {config['min_difficulty']} is above max_difficulty {config['max_difficulty']}; "
@@ -193,23 +209,33 @@ def _root(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
 
 def _discrete(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
     check_keys(settings, ("difficulty", "max_step"), where="schedule_config")
-    levels, last_steps = settings.get("difficulty"), settings.get("max_step")
+    levels, last_steps = (_list(settings, key) for key in ("difficulty", "max_step"))
     if not levels or not last_steps or len(levels) != len(last_steps) + 1:
         raise ConfigError(
             "schedule_config of fixed_discrete needs 'difficulty' and 'max_step', the last step of each difficulty "
-            f"but the last (one element less); got {len(levels or ())} and {len(last_steps or ())}"
+            f"but the last (one element less); got {len(levels)} and {len(last_steps)}"
         )
+    for level in levels:
+        _check_number("difficulty", level)
+    for last in last_steps:
+        _check_step("max_step", last)
     return Discrete(tuple(levels), tuple(last_steps))
 
 
 def _piecewise(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
     check_keys(settings, ("points", "difficulty_step", "interpolation"), where="schedule_config")
-    points, interpolation = settings.get("points") or (), settings.get("interpolation", "linear")
-    steps = [at for at, _ in points]
-    if not points or any(later <= step for step, later in itertools.pairwise(steps)):
+    points, interpolation = _list(settings, "points"), settings.get("interpolation", "linear")
+    pairs = bool(points) and all(isinstance(point, list | tuple) and len(point) == 2 for point in points)
+    steps = [at for at, _ in points] if pairs else []
+    for at in steps:
+        _check_step("a step of points", at)
+    if not pairs or any(later <= step for step, later in itertools.pairwise(steps)):
         raise ConfigError(
-            f"schedule_config of piecewise needs 'points', a list of [step, difficulty] by ascending step, got {points}"
+            "schedule_config of piecewise needs 'points', a list of [step, difficulty] by ascending step, got "
+            f"{settings.get('points')!r:.200}"
         )
+    for _, level in points:
+        _check_number("a difficulty of points", level)
     if interpolation not in ("linear", "step"):
         raise ConfigError(f"interpolation must be 'linear' or 'step', got {interpolation!r}")
     multiple = _number({"difficulty_step": 1, **settings}, "difficulty_step", of="schedule_config", positive=True)
@@ -258,6 +284,8 @@ def changes(schedule: Schedule, *, highest: Number, limit: int) -> tuple[list[in
             continue
         starts.append(step)
         levels.append(level)
+        if len(starts) > _MOST_CHANGES:
+            raise ConfigError(f"the difficulty changes more than {_MOST_CHANGES} times; raise difficulty_step")
     return starts, levels
 
 
@@ -303,11 +331,30 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _number(config: Mapping[str, Any], key: str, *, of: str, positive: bool = False) -> Number:
     if key not in config:
         raise ConfigError(f"{of} needs {key!r}")
-    value = config[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (positive and value <= 0):
-        raise ConfigError(f"{key} must be a {'positive ' if positive else ''}number, got {value!r}")
+    return _check_number(key, config[key], positive=positive)
+
+
+def _check_number(key: str, value: Any, *, positive: bool = False) -> Number:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
+    if not number or (positive and value <= 0):  # NaN is not <= anything
+        raise ConfigError(f"{key} must be a {'positive ' if positive else ''}number, got {value!r:.60}")
+    checked: Number = value
+    return checked
+
+
+def _check_step(key: str, value: Any, most: int = LARGEST_COUNT) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ConfigError(f"{key} must be an integer from 0 to {most}, got {value!r:.60}")
+    return value
+
+
+def _list(settings: Mapping[str, Any], key: str) -> Sequence[Any]:
+    value = settings.get(key) or ()
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise ConfigError(f"{key} must be a list, got {value!r:.60}")
     return value
 
 
 def _total(settings: Mapping[str, Any]) -> int | None:
-    return settings.get("total_curriculum_step")
+    total = settings.get("total_curriculum_step")
+    return None if total is None else _check_step("total_curriculum_step", total, _LONGEST_FUNCTION)

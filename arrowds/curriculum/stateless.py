@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Self
 
 import numpy as np
@@ -12,13 +11,14 @@ from arrowds.curriculum.apportion import Changes, DrawPlan
 from arrowds.curriculum.draws import Draws, DrawSettings
 from arrowds.curriculum.permutation import derive_key, mix, permute, unpermute
 from arrowds.curriculum.pools import Phases, Pools, build_pools
-from arrowds.errors import ConfigError, EmptyPoolError
+from arrowds.errors import EmptyPoolError
 
 Int64 = npt.NDArray[np.int64]
 
 # What a key is for: keys for different purposes never coincide.
 _CLUSTER, _BATCH = 1, 2
 _BLOCK_DRAWS = 1 << 15
+_MOST_DRAWS = 1 << 62
 
 
 class StatelessDraws(Draws):
@@ -39,9 +39,8 @@ class StatelessDraws(Draws):
         *,
         seed: int,
         batch_size: int,
-        num_samples: int,
         end: int = 0,
-        exclude_ids: Iterable[int] = (),
+        exclude_ids: Int64 | None = None,
         draws_before: Int64 | None = None,
     ) -> None:
         self._pools = pools
@@ -49,10 +48,12 @@ class StatelessDraws(Draws):
         self._seed = seed
         self._batch_size = batch_size
         self._end = end
-        exclusion = _Exclusion(pools, exclude_ids, num_samples)
+        exclusion = _Exclusion(pools, np.empty(0, np.int64) if exclude_ids is None else exclude_ids)
         self._exclusion = exclusion if len(exclusion.ids) else None
         self._sizes, self._pass_sizes = pools.sizes, exclusion.sizes
-        before = (phases.start - 1) * batch_size if draws_before is None else draws_before
+        # A phase may begin after more draws than int64 counts: no run reaches it.
+        reached = np.minimum(phases.start - 1, _MOST_DRAWS // max(batch_size, 1))
+        before = reached * batch_size if draws_before is None else draws_before
         self._plan = DrawPlan(len(pools.sizes), exclusion.changes, before, batch=batch_size)
         self._block = (0, np.zeros((0, batch_size), np.int64))
 
@@ -61,7 +62,7 @@ class StatelessDraws(Draws):
         """Divide the samples into pools, and draw from them.
 
         Raises:
-            ConfigError: when a difficulty lies outside the metric's values, or an excluded id outside the index.
+            ConfigError: when a difficulty lies outside the metric's values.
             EmptyPoolError: when a difficulty admits no sample.
         """
         return cls(
@@ -69,7 +70,6 @@ class StatelessDraws(Draws):
             settings.phases,
             seed=settings.seed,
             batch_size=settings.batch_size,
-            num_samples=settings.index.num_samples,
             end=settings.end,
             exclude_ids=settings.exclude_ids,
         )
@@ -124,10 +124,7 @@ class _Exclusion:
     What is drawn before the first of them comes up does not change.
     """
 
-    def __init__(self, pools: Pools, excluded: Iterable[int], num_samples: int) -> None:
-        ids = np.unique(np.array(list(excluded), np.int64))
-        if len(ids) and (ids[0] < 0 or ids[-1] >= num_samples):
-            raise ConfigError(f"exclude_ids must lie in [0, {num_samples}), got {ids[0]} to {ids[-1]}")
+    def __init__(self, pools: Pools, ids: Int64) -> None:
         self.ids = ids
         position = _positions_of(pools, ids)
         cluster = np.searchsorted(pools.starts, position, side="right") - 1

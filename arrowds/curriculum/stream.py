@@ -12,10 +12,11 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from arrowds.curriculum.ranks import RankLayout
+from arrowds.curriculum.ranks import RankLayout, whole_number
 from arrowds.curriculum.trace import Recorder, Row
 from arrowds.errors import ConfigError, StateMismatchError
 from arrowds.shares import refuse_second_division
+from arrowds.states import checked_state, count_in
 
 Int64 = npt.NDArray[np.int64]
 
@@ -60,13 +61,11 @@ class BatchStream(ABC):
         exclude_steps: Iterable[int] = (),
         record: str | PathLike[str] | None = None,
     ) -> None:
-        if num_epochs < 1:
-            raise ConfigError(f"num_epochs={num_epochs}: at least one epoch is needed")
         self.layout = layout
-        self.num_epochs = num_epochs
+        self.num_epochs = whole_number("num_epochs", num_epochs, least=1)
         self.drop_last = drop_last
         self.epoch = 0
-        self._excluded = frozenset(int(step) for step in exclude_steps)
+        self._excluded = frozenset(whole_number("exclude_steps", step, least=1) for step in exclude_steps)
         self.recorder = None if record is None else Recorder(record, rank=layout.rank)
         if self.recorder is not None:
             weakref.finalize(self, self.recorder.finish)  # a loop that is left early loses no rows
@@ -421,9 +420,7 @@ class BatchStream(ABC):
         Raises:
             StateMismatchError: naming everything in which the state differs.
         """
-        if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
-            got = state.get("version") if isinstance(state, Mapping) else type(state).__name__
-            raise StateMismatchError(f"expected a sampler state of version {STATE_VERSION}, got {got!r}")
+        state = checked_state(state, STATE_VERSION, of="a sampler")
         now = self.identity()
         differing = [name for name, value in now.items() if state.get(name) != value]
         if on_new_data == "continue":
@@ -435,12 +432,15 @@ class BatchStream(ABC):
                 f"the saved state differs in {listed}; "
                 + (remedy or "use the index and the curriculum that it was saved with")
             )
-        position = state.get("consumed_samples", state.get("consumed_microbatches"))
-        if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-            raise StateMismatchError(f"the saved state has an invalid position: {position!r}")
-        epoch = state.get("epoch", 0)
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-            raise StateMismatchError(f"the saved state has an invalid epoch: {epoch!r}")
+        counted = "consumed_samples" if "consumed_samples" in state else "consumed_microbatches"
+        position, step = count_in(state, counted), count_in(state, "curriculum_step")
+        if step != self._step_of(position):
+            raise StateMismatchError(
+                f"the saved state is damaged: {counted}={position} are {self._step_of(position)} steps, it says {step}"
+            )
+        # Every pass before it has yielded something.
+        if state.get("epoch") is not None and count_in(state, "epoch") > position:
+            raise StateMismatchError(f"the saved state is damaged: it is of epoch {state['epoch']}")
         return position
 
     def _other_version(self, state: Mapping[str, Any]) -> str | None:

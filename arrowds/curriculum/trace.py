@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from os import PathLike
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 RECORD_SCHEMA = pa.schema({"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()})
 Row = tuple[int, int, list[int]]
 """A microbatch of one rank: step, microbatch within it, sample ids."""
+
+logger = logging.getLogger(__name__)
 
 _SAMPLES_PER_WRITE = 4096
 
@@ -121,8 +124,10 @@ def read_records(folder: str | PathLike[str]) -> pa.Table:
     If a run was killed, rows after its last saved state may be missing; the files stay readable. Steps that a run
     repeated, because it resumed from an earlier state, appear twice: they were consumed twice.
 
+    What follows a damaged place of a file is left out, with a warning.
+
     Raises:
-        UnreadableFileError: when the folder contains no record.
+        UnreadableFileError: when the folder contains no record, or a file of something else.
     """
     batches = [batch for path in sorted(Path(folder).glob("rank-*.arrows")) for batch in _read(path)]
     if not batches:
@@ -133,11 +138,15 @@ def read_records(folder: str | PathLike[str]) -> pa.Table:
 
 
 def _read(path: Path) -> list[pa.RecordBatch]:
-    batches = []
+    batches: list[pa.RecordBatch] = []
     with pa.OSFile(str(path), "rb") as file:
         try:
-            stream = pa.ipc.open_stream(file)
-            batches.extend(stream)
-        except pa.ArrowInvalid:
-            pass
+            for batch in pa.ipc.open_stream(file):
+                if batch.schema != RECORD_SCHEMA:
+                    raise UnreadableFileError(f"{path} is not the record of a run: it has other columns")
+                batch.validate(full=True)
+                batches.append(batch)
+        except (OSError, pa.ArrowException) as error:
+            rows = sum(batch.num_rows for batch in batches)
+            logger.warning("%s is truncated; read the first %d samples: %s", path, rows, error)
     return batches

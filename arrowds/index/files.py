@@ -79,16 +79,17 @@ class Recorded(Protocol):
 
 
 def content(store: Store, name: str, recorded: Recorded | None = None) -> pa.Buffer:
-    """Return what a file holds; from an object store, compared with the manifest, and read again where it differs.
+    """Return what a file holds, compared with the manifest; what an object store sent otherwise is read again.
 
     Raises:
-        IndexCorruptError: when it is missing, or differs again.
+        IndexCorruptError: when it is missing, or differs.
     """
     with naming(store, name):
         data = store.read(name)
-        if recorded is None or not isinstance(store, ObjectStore) or _is_as_recorded(data, recorded):
+        if recorded is None:
             return data
-        data = store.read(name)
+        if isinstance(store, ObjectStore) and not _is_as_recorded(data, recorded):
+            data = store.read(name)
         if _is_as_recorded(data, recorded):
             return data
         raise ValueError(f"it has changed since it was written ({data.size} bytes, {recorded.bytes} were written)")

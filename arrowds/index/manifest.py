@@ -202,7 +202,7 @@ class Manifest(_Frozen):
     """A digest of the data of all segments, added to with each segment and kept by a compaction."""
     metrics: dict[str, MetricEntry] = Field(default_factory=dict)
     totals: dict[str, TotalEntry] = Field(default_factory=dict)
-    segments: tuple[Segment, ...]
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1)]
     xxh3: str = ""
     """In the file: the digest of the manifest itself, taken with this field empty."""
 

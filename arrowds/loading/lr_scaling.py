@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import xxhash
 
 from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError
+from arrowds.states import checked_state, count_in
 from arrowds.token_batches.plan import LrScaling, TokenBatchPlan, lr_factor
 
 if TYPE_CHECKING:
@@ -75,9 +77,11 @@ class _FixedSizes:
     def state(self) -> dict[str, Any]:
         return {"batch_sizes": self.digest}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def resumed(self, state: Mapping[str, Any], step: int) -> _FixedSizes:
+        """Return the sizes of a saved state, if they are these."""
         if state.get("batch_sizes") != self.digest:
             raise StateMismatchError("the learning-rate state was saved with other batch sizes")
+        return self
 
 
 class _PlannedSizes:
@@ -104,13 +108,20 @@ class _PlannedSizes:
     def state(self) -> dict[str, Any]:
         return {"plan": self.plan.digest, "epoch": self.plan.epoch, "before": self.before}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def resumed(self, state: Mapping[str, Any], step: int) -> _PlannedSizes:
+        """Return the sizes of a saved state, if they are of this plan, at its step."""
         if state.get("plan") != self.plan.digest:
             raise StateMismatchError(
                 "the learning-rate state was saved with another plan: its samples or lengths differ"
             )
-        self._choose(state["epoch"])
-        self.before = state["before"]
+        resumed = _PlannedSizes(self.plan.with_epoch(count_in(state, "epoch")))
+        resumed.before = count_in(state, "before")
+        if not 0 <= step - resumed.before < len(resumed.sizes):
+            raise StateMismatchError(
+                f"the saved state is damaged: step {step} is not in epoch {resumed.plan.epoch}, which begins at step "
+                f"{resumed.before}"
+            )
+        return resumed
 
 
 def _sizes(batch_sizes: TokenBatchPlan | Sequence[int] | npt.NDArray[Any]) -> _FixedSizes | _PlannedSizes:
@@ -127,6 +138,14 @@ def _target(epoch: int | None = None) -> int | None:
     if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0):
         raise ConfigError(f"step({epoch!r}): expected the number of a step, from 0, or nothing for the next")
     return None if epoch is None else int(epoch)
+
+
+def _is_rate(rate: object) -> bool:
+    """Whether this is a learning rate: a finite number, or a tensor that holds one."""
+    try:
+        return not isinstance(rate, (bool, str)) and math.isfinite(float(rate))  # type: ignore[arg-type]  # it may be anything
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
 
 
 @contextmanager
@@ -200,16 +219,25 @@ def scheduler_class() -> Any:
             Raises:
                 StateMismatchError: for a state of other batch sizes or settings.
             """
-            if state_dict.get("version") != STATE_VERSION:
-                raise StateMismatchError(f"the learning-rate state has version {state_dict.get('version')!r}, not 1")
+            state = checked_state(state_dict, STATE_VERSION, of="a learning rate")
             for name in ("base_batch_size", "method"):
-                if state_dict[name] != getattr(self, name):
-                    raise StateMismatchError(f"saved with {name}={state_dict[name]!r}, now {getattr(self, name)!r}")
-            self.sizes.load(state_dict["sizes"])
+                if state.get(name) != getattr(self, name):
+                    raise StateMismatchError(f"saved with {name}={state.get(name)!r}, now {getattr(self, name)!r}")
+            below, rates, saved = state.get("below"), state.get("unscaled_lrs"), state.get("sizes")
+            steps = count_in(state, "steps")
+            sizes = self.sizes.resumed(saved if isinstance(saved, Mapping) else {}, steps)
+            if isinstance(below, Mapping) != (self.below is not None):
+                raise StateMismatchError("the state was saved over another scheduler, or is damaged")
+            if not isinstance(rates, list) or len(rates) != len(self.unscaled_lrs) or not all(map(_is_rate, rates)):
+                raise StateMismatchError(
+                    f"the state has the learning rates {rates!r:.60}, expected {len(self.unscaled_lrs)} numbers, one "
+                    "for each group of parameters"
+                )
             if self.below is not None:
-                self.below.load_state_dict(state_dict["below"])
-            self.unscaled_lrs = list(state_dict["unscaled_lrs"])
-            self.last_epoch = state_dict["steps"]
+                self.below.load_state_dict(below)
+            self.sizes = sizes
+            self.unscaled_lrs = list(rates)
+            self.last_epoch = steps
             self._scale()
 
         def _scale(self) -> None:

@@ -172,7 +172,7 @@ def read_settings(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else _yaml(path, text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"the configuration {path} can't be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"the configuration {path} is a {type(values).__name__}; expected a dictionary of sections")

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from arrowds.curriculum.config import parse_curriculum
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.errors import ConfigError
@@ -81,7 +82,7 @@ def _of_deepspeed(index: Index, values: Mapping[str, Any], layout: RankLayout) -
     sections = [values]
     for depth, name in enumerate(_SECTIONS, 1):
         section = sections[-1].get(name, {})
-        if not section.get("enabled", False):
+        if not isinstance(section, Mapping) or not section.get("enabled", False):
             place = ".".join(_SECTIONS[:depth])
             raise ConfigError(
                 f'{place} is not enabled, so the configuration has no curriculum; set "enabled": true in it'
@@ -89,7 +90,7 @@ def _of_deepspeed(index: Index, values: Mapping[str, Any], layout: RankLayout) -
         sections.append(section)
     _, efficiency, sampling, learning = sections
     given = learning.get("curriculum_metrics", {})
-    metrics = {name: {**settings, "index_path": index.path} for name, settings in given.items()}
+    metrics = {metric.name: {**given[metric.name], "index_path": index.path} for metric in parse_curriculum(given)}
     learning = {**learning, "curriculum_metrics": metrics}
     return DeepSpeedDataSampler(
         {**efficiency, "data_sampling": {**sampling, "curriculum_learning": learning}},

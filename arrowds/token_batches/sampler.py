@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from arrowds.errors import ConfigError, StateMismatchError
 from arrowds.shares import refuse_second_division
+from arrowds.states import checked_state, count_in
 from arrowds.token_batches.plan import TokenBatchPlan
 from arrowds.token_batches.rules import require_at_least
 
@@ -113,21 +114,28 @@ class TokenBudgetBatchSampler:
         Raises:
             StateMismatchError: for a state of other samples, rules or version, or from within a step of other ranks.
         """
-        if state.get("version") != STATE_VERSION:
-            raise StateMismatchError(f"the state has version {state.get('version')!r}: expected {STATE_VERSION}")
+        state = checked_state(state, STATE_VERSION, of="a TokenBudgetBatchSampler")
         if state.get("digest") != self.plan.digest:
             raise StateMismatchError("the state was saved for other samples: the lengths or ids of this plan differ")
         ours = self._rules
-        differing = [name for name in ours if state["rules"].get(name) != ours[name]]
+        saved = state.get("rules")
+        rules: Mapping[str, Any] = saved if isinstance(saved, Mapping) else {}
+        differing = [name for name in ours if rules.get(name) != ours[name]]
         if differing:
-            listed = ", ".join(f"{name} {state['rules'].get(name)!r}, now {ours[name]!r}" for name in differing)
+            listed = ", ".join(f"{name} {rules.get(name)!r}, now {ours[name]!r}" for name in differing)
             raise StateMismatchError(f"the state was saved under other rules: {listed}")
-        if state["batches"] % self.world_size:
+        batches, epoch = count_in(state, "batches"), count_in(state, "epoch")
+        if batches % self.world_size:
             raise StateMismatchError(
-                f"the state was saved after {state['batches']} batches, within a step, which "
+                f"the state was saved after {batches} batches, within a step, which "
                 f"{self.world_size} ranks can't share: resume on the number of ranks that saved it"
             )
-        self.plan = self.plan.with_epoch(state["epoch"])
-        self._start = self._given = state["batches"] // self.world_size
+        plan = self.plan.with_epoch(epoch)
+        if batches > len(plan):
+            raise StateMismatchError(
+                f"the saved state is damaged: {batches} batches of epoch {epoch}, which has {len(plan)}"
+            )
+        self.plan = plan
+        self._start = self._given = batches // self.world_size
         if self._start >= len(self):
             self.plan, self._start, self._given = self.plan.with_epoch(self.epoch + 1), 0, 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from index_files import assert_same, digests, leftovers
 
 import arrowds
+from arrowds.build import shards
 from arrowds.errors import IndexCorruptError, IndexExistsError, MetricFailedError
+from arrowds.store import LocalStore
 
 ROWS = 5000
 PARTS = [0, 1024, 2048, 3072, 4096]
@@ -228,3 +234,48 @@ def test_an_index_of_something_else_is_not_replaced(tmp_path):
         IndexExistsError, match=r"with the metrics \['m'\]; choose another path, or pass overwrite=True"
     ):
         arrowds.analyze(table(), Counted().metric("other"), path, progress=False)
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """A planned build all of whose parts are measured, and an index of the same data."""
+    metric = arrowds.metrics.expr("m", pl.col("x") * 2)
+    pq.write_table(table(), tmp_path / "data.parquet", row_group_size=1024)
+    whole = arrowds.analyze(tmp_path / "data.parquet", metric, tmp_path / "whole", progress=False)
+    shards.plan_build(tmp_path / "data.parquet", metric, tmp_path / "index")
+    shards.map_shard(tmp_path / "index", 1, 1, progress=False)
+    return tmp_path / "index", whole
+
+
+@pytest.mark.parametrize("kind", ["runs", "values"])
+def test_a_run_that_was_damaged_after_the_map_is_not_reduced(mapped, kind):
+    path, whole = mapped
+    (part,) = path.glob(f"builds/*/{kind}/m/00001.arrow")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1  # among the rows
+    part.write_bytes(data)
+    with pytest.raises(IndexCorruptError, match=r"00001\.arrow is damaged; run the map again"):
+        shards.reduce_build(path)
+    shards.map_shard(path, 1, 1, progress=False)
+    assert_same(shards.reduce_build(path).path, whole.path)
+
+
+def test_a_report_that_was_damaged_is_not_believed(mapped):
+    path, whole = mapped
+    with patch("arrowds.build.shards.commit", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        shards.reduce_build(path)
+    (report,) = path.glob("builds/*/reduced/m/*-bucket-00000.json")
+    report.write_text(report.read_text().replace(f'"rows": {ROWS}', f'"rows": {ROWS - 1}'))
+    assert_same(shards.reduce_build(path).path, whole.path)
+
+
+def test_the_files_of_a_share_are_on_disk_when_it_ends(mapped, monkeypatch):
+    path, _ = mapped
+    synced = []
+    sync = LocalStore.sync
+    monkeypatch.setattr(
+        LocalStore, "sync", lambda self, names: (synced.extend(names := list(names)), sync(self, names))
+    )
+    assert shards.reduce_build(path, 1, 2) is None
+    written = {str(file.relative_to(path)) for file in path.glob("metrics/**/*.parquet")}
+    assert written and written == set(synced)

@@ -232,6 +232,15 @@ def test_a_copy_of_a_file_is_more_samples_unless_the_content_is_compared(tmp_pat
     assert arrowds.append(copy, path, progress=False)["x"].values.tolist() == [1, 2, 1, 2]
 
 
+def test_two_appends_of_the_same_rows_at_once_are_one(tmp_path):
+    analyze(tmp_path, 1, metrics=FX)
+    index = during(
+        tmp_path, lambda: append(tmp_path, 7, metrics=FX), lambda metric: append(tmp_path, 7, metrics=metric)
+    )
+    assert (index.version, index["x"].values.tolist()) == (2, [1, 7])
+    assert append(tmp_path, 7, metrics=FX)["x"].values.tolist() == [1, 7, 7]  # one after the other they are two
+
+
 def test_an_append_is_measured_again_with_the_metrics_that_were_added_meanwhile(tmp_path):
     analyze(tmp_path, 1, metrics=FX)
     more = arrowds.metrics.expr("y", -pl.col("x"))

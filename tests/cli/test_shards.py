@@ -52,6 +52,7 @@ def test_shards_in_any_order_twice_and_of_changing_number_give_the_index_of_one_
     printed = [shell.end(process) for process in [shell.start("reduce", "index", "--shard", f"{n}/2") for n in (2, 1)]]
     assert any("6,000 samples" in out for out in printed)
     assert "6,000 samples" in shell.run("reduce", "index")
+    assert shell.run("map", "index", "--shard", "2/3").startswith("index is finished")
     assert_same(shell.folder / "index", expected)
 
 

@@ -506,3 +506,24 @@ def test_the_first_and_the_last_step_and_those_around_a_change(order: Any) -> No
     for step in (0, -1):
         with pytest.raises(ConfigError, match="steps count from 1"):
             sampler.global_batch_at(step)
+
+
+@pytest.mark.parametrize("order", ["stateless", "deepspeed"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"consumed_samples": 2**40}, "are .* steps, it says 1"),
+        ({"consumed_samples": 2**70, "curriculum_step": 2**67}, "expected an integer from 0 on"),
+        ({"consumed_samples": "8"}, "consumed_samples is '8'"),
+        ({"epoch": 2**52}, "it is of epoch"),
+        ({"epoch": -1}, "epoch is -1"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(order: str, change: dict[str, Any], message: str) -> None:
+    sampler = CurriculumSampler(INDEX, SEQLEN, micro_batch_size=8, order=order)
+    first = next(iter(sampler))
+    state = sampler.state_dict()
+    with pytest.raises(StateMismatchError, match=message):
+        sampler.load_state_dict(state | change)
+    assert sampler.state_dict() == state
+    assert next(iter(sampler)) == first

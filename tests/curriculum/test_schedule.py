@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sampler_oracle import Oracle
 
 from arrowds.curriculum.config import CurriculumMetric, parse_curriculum
-from arrowds.curriculum.schedule import register_schedule
+from arrowds.curriculum.schedule import make_schedule, register_schedule
 from arrowds.errors import ConfigError
 from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
 
@@ -162,3 +162,41 @@ def test_fractions_rise_in_their_own_steps_and_reach_the_maximum(kind: str) -> N
     levels = [scheduler.get_difficulty(step) for step in range(1, 201)]
     assert levels == sorted(levels) and min(levels) >= 0.1
     assert len(set(levels)) >= 9 and levels[99:] == [1.0] * 101
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule_config": [1]}, "schedule_config must be a dictionary"),
+        ({"schedule_type": {"a": 1}}, "unknown schedule_type"),
+        ({"max_difficulty": float("nan")}, "max_difficulty must be a number"),
+        ({"max_difficulty": 10**400}, "max_difficulty must be a number"),
+        ({"schedule_config": {"total_curriculum_step": 2**70, "difficulty_step": 1}}, "at most 9007199254740992"),
+        (
+            {"schedule_type": "fixed_discrete", "schedule_config": {"difficulty": [1, "2"], "max_step": [3]}},
+            "difficulty must be a number, got '2'",
+        ),
+        (
+            {"schedule_type": "fixed_discrete", "schedule_config": {"difficulty": [1, 2], "max_step": 3}},
+            "max_step must be a list",
+        ),
+        ({"schedule_type": "piecewise", "schedule_config": {"points": [[1, 2, 3]]}}, "list of .step, difficulty."),
+        ({"difficulty_type": "percentile", "min_difficulty": -5}, "but percentiles from 0 to 100"),
+        (
+            {"max_difficulty": 1.5, "schedule_config": {"total_curriculum_step": 1 << 30, "difficulty_step": 1e-12}},
+            "changes more than 1048576 times",
+        ),
+    ],
+)
+def test_absurd_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    whole = {"min_difficulty": 1, "max_difficulty": 64, "schedule_type": "fixed_linear"}
+    whole |= {"schedule_config": {"total_curriculum_step": 20, "difficulty_step": 1}} | settings
+    with pytest.raises(ConfigError, match=message):
+        (metric,) = parse_curriculum({"m": whole})
+        metric.changes(100)
+
+
+def test_a_step_far_beyond_the_end_has_the_highest_difficulty() -> None:
+    config = {"min_difficulty": 1, "max_difficulty": 9, "schedule_type": "fixed_root"}
+    config |= {"schedule_config": {"total_curriculum_step": 10, "difficulty_step": 1, "root_degree": 1e-3}}
+    assert make_schedule(config).difficulty(10**9) == 9

@@ -313,7 +313,7 @@ def test_long_samples_are_counted_as_the_budget_where_they_are_cut():
         ({"mark": [1, -1, 0, [0]]}, "invalid mark"),
         ({"mark": [1, 3, 0, [0, 9]]}, "invalid mark"),
         ({"mark": [1, 3, 0, [0, 2, 3]]}, "does not fit"),
-        ({"consumed_microbatches": True}, "invalid position"),
+        ({"consumed_microbatches": True}, "expected an integer from 0 on"),
         ({"global_batch_size": 5}, "global_batch_size"),
     ],
 )

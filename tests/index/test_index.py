@@ -210,6 +210,20 @@ def test_a_map_truncated_after_opening_is_an_error_and_no_crash(make_index):
             lookup()
 
 
+@pytest.mark.parametrize("kind", ["values", "buckets"])
+def test_no_view_is_made_of_a_file_with_another_content(make_index, kind):
+    index = make_index({"a": pa.array([3, 1, 2])})
+    (path,) = index.path.glob(f"metrics/a/{kind}/**/*.parquet")
+    content = bytearray(path.read_bytes())
+    content[path.read_bytes().index(b"PAR1") + 40] ^= 1  # of the first page, which can still be read
+    path.write_bytes(content)
+    opened = open_index(index.path)
+    with pytest.raises(IndexCorruptError, match="has changed since it was written"):
+        opened["a"].order  # noqa: B018
+    with pytest.raises(IndexCorruptError, match="has changed since it was written"):
+        opened["a"].values  # noqa: B018
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "no summary", "other summary"])
 def test_a_damaged_view_is_made_again(make_index, damage):
     index = make_index({"a": pa.array([3, 1, 2])})

@@ -8,15 +8,21 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from threading import Event
 
 from arrowds.build.engines.base import Engine, Item, Work
 from arrowds.build.engines.processes import SECONDS_BETWEEN_LOOKS, UnloadableTaskError, in_processes
 from arrowds.errors import ConfigError
+from arrowds.parallel import stop_on
 
 logger = logging.getLogger(__name__)
 
 _STARTUP_SECONDS = 5.0
 """What starting workers costs at the most: importing torch and the dataset's modules, and sending them the dataset."""
+
+
+_STOPPING_SECONDS = 10.0
+"""How long threads are waited for that were told to stop; they do so after the batch or the bucket at hand."""
 
 
 class LocalEngine(Engine):
@@ -71,21 +77,23 @@ def _in_process_while_cheaper(work: Work, items: deque[Item], count: int) -> Gen
 
 
 def _in_threads(work: Work, items: Sequence[Item], count: int) -> Generator[Item, None, None]:
-    with ThreadPoolExecutor(count) as threads:
-        running: dict[Future[None], Item] = {}
-        waiting = deque(items)
-        try:
-            while waiting or running:
-                while waiting and len(running) < count:
-                    item = waiting.popleft()
-                    running[threads.submit(work.function, item)] = item
-                for future in wait(running, SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED).done:
-                    item = running.pop(future)
-                    future.result()
-                    yield item
-        finally:
-            for future in running:
-                future.cancel()
+    stop = Event()
+    threads = ThreadPoolExecutor(count, initializer=stop_on, initargs=(stop,))
+    running: dict[Future[None], Item] = {}
+    waiting = deque(items)
+    try:
+        while waiting or running:
+            while waiting and len(running) < count:
+                item = waiting.popleft()
+                running[threads.submit(work.function, item)] = item
+            for future in wait(running, SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED).done:
+                item = running.pop(future)
+                future.result()
+                yield item
+    finally:
+        stop.set()
+        threads.shutdown(wait=False, cancel_futures=True)
+        wait(running, timeout=_STOPPING_SECONDS)
 
 
 def _in_workers(work: Work, items: Sequence[Item], count: int) -> Generator[Item, None, None]:

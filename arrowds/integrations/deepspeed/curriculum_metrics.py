@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from arrowds.curriculum.metric_values import DerivedMetric, MetricSource, MetricValues
+from arrowds.curriculum.schedule import METRIC_KEYS, check_keys
 from arrowds.errors import ConfigError, UnreadableFileError
 from arrowds.index import open_index
 from arrowds.integrations.deepspeed.import_legacy import open_analyzer_file
@@ -50,6 +51,8 @@ def open_curriculum_metrics(curriculum: Mapping[str, Settings], num_samples: int
         ConfigError: for a metric without paths, or a number of samples that differs from the dataset's.
         UnreadableFileError: for files of DeepSpeed's analyzer that are missing, damaged or of another dataset.
     """
+    for name, settings in curriculum.items():
+        check_keys(settings, METRIC_KEYS, where=f"the curriculum of {name!r}")
     paths = {str(settings["index_path"]) for settings in curriculum.values() if "index_path" in settings}
     indexes = {path: open_index(path) for path in paths}
     for path, index in indexes.items():

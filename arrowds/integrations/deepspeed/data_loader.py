@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from arrowds.curriculum.ranks import whole_number
 from arrowds.errors import ConfigError, MissingExtraError
-from arrowds.integrations.deepspeed.data_sampler import DeepSpeedDataSampler
+from arrowds.integrations.deepspeed.data_sampler import DeepSpeedDataSampler, section
 from arrowds.integrations.deepspeed.epoch_batches import EpochBatches
 from arrowds.loading import CurriculumDataLoader, RepeatingLoader, ResumableSampler
 
+_MOST_WORKERS = 1 << 12
 _OF_THE_STATE = ("consumed_samples", "curriculum_step", "current_difficulties")
 
 
@@ -76,7 +78,9 @@ class DeepSpeedDataLoader:
         self.curriculum_learning_enabled = bool(config.get("curriculum_learning")) and data_sampler is None
         self.device_count = max(1, torch.accelerator.device_count())
         if self.curriculum_learning_enabled:
-            num_local_io_workers = config.get("num_workers", 0)
+            num_local_io_workers = whole_number(
+                "num_workers", config.get("num_workers", 0), least=0, most=_MOST_WORKERS
+            )
         elif local_rank >= 0:
             self.device_count = 1
         else:
@@ -205,7 +209,7 @@ def _curriculum_sampler(
     config: Mapping[str, Any], num_samples: int, batch_size: int, rank: int, world_size: int
 ) -> DeepSpeedDataSampler:
     return DeepSpeedDataSampler(
-        config["data_efficiency"],
+        section(config, "data_efficiency", of="deepspeed_dataloader_config"),
         num_samples,
         batch_size,
         rank,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import numpy.typing as npt
 from arrowds.curriculum.metric_values import find_metric
 from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.curriculum.stream import OnNewData
-from arrowds.errors import StateMismatchError
+from arrowds.errors import ConfigError, StateMismatchError
 from arrowds.integrations.deepspeed.curriculum_metrics import open_curriculum_metrics
 from arrowds.integrations.deepspeed.export import fitting_integer
 from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
+from arrowds.states import count_in
 
 Ids = npt.NDArray[np.uint32]
 
@@ -75,9 +76,11 @@ class DeepSpeedDataSampler(CurriculumSampler):
         global_rank: int,
         drop_last: bool = True,
     ) -> None:
-        sampling = data_efficiency_config["data_sampling"]
-        learning = sampling["curriculum_learning"]
-        metrics = learning["curriculum_metrics"] if learning.get("enabled", True) else {}
+        sampling = section(data_efficiency_config, "data_sampling", of="data_efficiency")
+        learning = section(sampling, "curriculum_learning", of="data_sampling")
+        metrics = (
+            section(learning, "curriculum_metrics", of="curriculum_learning") if learning.get("enabled", True) else {}
+        )
         super().__init__(
             open_curriculum_metrics(metrics, one_epoch_total_samples),
             metrics,
@@ -88,7 +91,7 @@ class DeepSpeedDataSampler(CurriculumSampler):
             seed=data_efficiency_config.get("seed", 1234),
             num_epochs=sampling.get("num_epochs", 1000),
             order=sampling.get("order", "deepspeed"),
-            exclude_steps=sampling.get("exclude_steps", ()),
+            exclude_steps=_listed(sampling, "exclude_steps"),
             exclude_ids=sampling.get("exclude_ids"),
         )
         self.data_efficiency_config = data_efficiency_config
@@ -102,8 +105,8 @@ class DeepSpeedDataSampler(CurriculumSampler):
         self.data_parallel_group = data_parallel_group
         self.global_rank = global_rank
         self.index_dtype = fitting_integer(0, one_epoch_total_samples)
-        self.difficulty_type = {name: settings["difficulty_type"] for name, settings in metrics.items()}
-        self.clustering_type = {name: settings["clustering_type"] for name, settings in metrics.items()}
+        self.difficulty_type = {metric.name: metric.difficulty_type for metric in self.metrics}
+        self.clustering_type = {metric.name: metric.clustering_type for metric in self.metrics}
         self._announced = 0  # the step that get_next_global_batch began
 
     @property
@@ -173,21 +176,42 @@ class DeepSpeedDataSampler(CurriculumSampler):
         Raises:
             StateMismatchError: naming everything in which the state differs.
         """
-        if state is None or not state.keys() >= _DEEPSPEED_STATE:
+        if not isinstance(state, Mapping) or not state.keys() >= _DEEPSPEED_STATE:
             return super().load_state_dict(state, on_new_data=on_new_data)
-        position = state["curriculum_step"] * self.layout.global_batch_size - len(state["batch"])
-        if position < 0 or len(state["batch"]) > self.layout.global_batch_size:
+        step = count_in(state, "curriculum_step")
+        left = len(state["batch"]) if isinstance(state["batch"], Sized) else None
+        size = self.layout.global_batch_size
+        if left is None or not left <= min(size, step * size):
             raise StateMismatchError(
-                f"DeepSpeed's sampler saved {len(state['batch'])} samples left of step {state['curriculum_step']}, "
-                f"expected at most {self.layout.global_batch_size}, a global batch; use the batch sizes that saved it"
+                f"DeepSpeed's sampler saved {left} samples left of step {step}, expected at most {size}, a global "
+                "batch; use the batch sizes that saved it"
             )
         logger.warning(
             "the checkpoint is from DeepSpeed's own sampler: resuming at its step %d as an uninterrupted run would; "
             "a run that DeepSpeed itself resumed has drawn other samples",
-            state["curriculum_step"],
+            step,
         )
-        self._resume(position, None)
+        self._resume(step * size - left, None)
         return None
+
+
+def section(values: Any, name: str, *, of: str) -> Mapping[str, Any]:
+    """Return a dictionary within a dictionary of a configuration.
+
+    Raises:
+        ConfigError: when either is missing or is not a dictionary.
+    """
+    found = values.get(name) if isinstance(values, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{of} needs the section {name!r}, a dictionary; got {values!r:.200}")
+    return found
+
+
+def _listed(sampling: Mapping[str, Any], name: str) -> Sequence[Any]:
+    found = sampling.get(name, ())
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise ConfigError(f"{name} must be a list, got {found!r:.60}")
+    return found
 
 
 def _or_none(ids: Ids) -> Ids | None:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from arrowds.errors import StateMismatchError
+from arrowds.states import checked_state, count_in
 
 STATE_VERSION = 1
 
@@ -66,12 +67,17 @@ class EpochBatches:
         Raises:
             StateMismatchError: for a state with another batch size, dataset size or world size.
         """
-        expected = {"version": STATE_VERSION, **self._sizes()}
+        state = checked_state(state, STATE_VERSION, of="a loader")
         if differing := [
-            f"{name} {state.get(name)!r}, now {now}" for name, now in expected.items() if state.get(name) != now
+            f"{name} {state.get(name)!r}, now {now}" for name, now in self._sizes().items() if state.get(name) != now
         ]:
             raise StateMismatchError(f"the state was saved with {'; '.join(differing)}")
-        self.epoch, self._start = state["epoch"], state["batches"]
+        epoch, batches = count_in(state, "epoch"), count_in(state, "batches")
+        if batches > len(self):
+            raise StateMismatchError(
+                f"the saved state is damaged: {batches} batches of an epoch, which has {len(self)}"
+            )
+        self.epoch, self._start = epoch, batches
         if self._start >= len(self):
             self.epoch, self._start = self.epoch + 1, 0
         self._given = self._start

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from arrowds.curriculum.schedule import Number, changes, difficulty_bounds, make_schedule
+from arrowds.errors import ConfigError, StateMismatchError
+
+_LEVELS = ("min_difficulty", "max_difficulty", "current_difficulty")
 
 
 class CurriculumScheduler:
@@ -24,6 +27,8 @@ class CurriculumScheduler:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"the configuration of a curriculum must be a dictionary, got {config!r:.60}")
         self._config = dict(config)
         self._schedule = make_schedule(self._config)
         lowest, highest = difficulty_bounds(self._config)
@@ -73,5 +78,14 @@ class CurriculumScheduler:
         return self.state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Replace the state by one of ``get_state``."""
+        """Replace the state by one of ``get_state``, or of DeepSpeed's scheduler.
+
+        Raises:
+            StateMismatchError: for anything else.
+        """
+        numbers = [state.get(name) for name in _LEVELS] if isinstance(state, dict) else [None]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise StateMismatchError(
+                f"expected the state of a CurriculumScheduler, with {', '.join(_LEVELS)}; got {state!r:.200}"
+            )
         self.state = state

@@ -97,4 +97,7 @@ def load(path: str | os.PathLike[str]) -> pa.Table:
         raise LogFormatError(f"{path} is not a table of benchmark logs; give a file written by 'arrowds aio import'")
     if not version.isdecimal() or int(version) > VERSION:
         raise LogFormatError(f"{path} has version {version}, this arrowds reads up to {VERSION}: update arrowds")
-    return table.select(STORED_SCHEMA.names).cast(STORED_SCHEMA)
+    try:
+        return table.select(STORED_SCHEMA.names).cast(STORED_SCHEMA)
+    except (KeyError, pa.ArrowException) as error:
+        raise LogFormatError(f"{path} is damaged: {error}; restore it, or import the logs again") from error

@@ -148,8 +148,12 @@ def _parquet_table(path: Path) -> pa.Table:
 
 def _check_schema(schema: pa.Schema, expected: pa.Schema, path: Path) -> None:
     version = (schema.metadata or {}).get(VERSION_KEY)
-    if version is None or schema.names != expected.names:
-        raise ProfilerError(f"{path} is not a file of profiler events: got {schema.names}, expected {expected.names}")
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise ProfilerError(f"{path} is damaged: the names of its columns are no text") from error
+    if version is None or not version.isdigit() or names != expected.names:
+        raise ProfilerError(f"{path} is not a file of profiler events: got {names}, expected {expected.names}")
     if int(version) > EVENTS_VERSION:
         raise ProfilerError(
             f"{path} has format version {int(version)}, this arrowds reads up to {EVENTS_VERSION}: update arrowds"

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
+import pyarrow.parquet as pq
 
 from arrowds.errors import ConfigError
 
@@ -126,19 +127,23 @@ def read_difficulties(path: str | Path) -> pl.DataFrame:
 
 
 def _difficulties(path: Path) -> pl.DataFrame | None:
-    try:
-        if path.suffix == ".parquet":
-            frame = pl.read_parquet(path)
-        elif path.suffix == ".arrows":
-            frame = pl.read_ipc_stream(path)
-        else:
-            frame = pl.read_ipc(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    types = pa.schema({"step": pa.int64(), "metric": pa.string(), "difficulty": pa.float64()})
+    try:  # not by Polars, which ends in a panic where some files are damaged
+        table = _read_table(path)
+        if not set(DIFFICULTY_COLUMNS) <= set(table.column_names):
+            return None
+        table = table.select(types.names).cast(types)
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    if not set(DIFFICULTY_COLUMNS) <= set(frame.columns):
-        return None
-    types = {"step": pl.Int64, "metric": pl.String, "difficulty": pl.Float64}
-    return frame.select([pl.col(name).cast(kind) for name, kind in types.items()])
+    return pl.DataFrame(table)
+
+
+def _read_table(path: Path) -> pa.Table:
+    if path.suffix == ".parquet":
+        return pq.read_table(path, partitioning=None)
+    with pa.OSFile(str(path)) as file:
+        return (pa.ipc.open_stream if path.suffix == ".arrows" else pa.ipc.open_file)(file).read_all()
 
 
 def with_difficulties(summary: pl.DataFrame, difficulties: pl.DataFrame) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from numbers_dataset import ROWS, Numbers, collate, numbers
 
 import arrowds
 from arrowds.build import api
-from arrowds.build.engines import local
+from arrowds.build.engines import LocalEngine, Work, local
 from arrowds.errors import ConfigError, MetricFailedError, SourceError, WorkerDiedError
 from arrowds.sources import TorchSource
 
@@ -337,3 +337,61 @@ def test_no_workers_at_all_are_refused(tmp_path, workers):
     with pytest.raises(ConfigError, match=f"workers must be at least 1; got {workers}"):
         analyze(tmp_path / "index", lambda batch: batch["x"], workers=workers)
     assert not (tmp_path / "index").exists()
+
+
+def test_threads_stop_at_their_next_batch_when_a_run_is_interrupted(tmp_path):
+    batches = 0
+
+    class Slow(arrowds.metrics.SeqLen):
+        in_threads = True
+
+        def compute(self, batch, totals):
+            nonlocal batches
+            batches += 1
+            time.sleep(0.002)
+            return super().compute(batch, totals)
+
+    class Rows(arrowds.sources.Source):
+        """A source of batches of one row, of which two parts are read at a time."""
+
+        schema = pa.schema({"x": pa.list_(pa.int8())})
+        description = "rows"
+        concurrent = True
+
+        def __len__(self):
+            return 3 * 1024
+
+        def fingerprint(self):
+            return "0" * 32
+
+        def part_boundaries(self, target_rows):
+            return [0, 2, 1536, 3072]
+
+        def read(self, start, stop, columns=None):
+            for _ in range(start, stop):
+                yield pa.record_batch([pa.array([[1]], self.schema.field(0).type)], schema=self.schema)
+
+    def interrupt(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    metric = Slow(name="m", column="x", dtype=pa.int64())
+    with pytest.raises(KeyboardInterrupt):
+        arrowds.analyze(Rows(), metric, tmp_path / "index", workers=2, progress=interrupt)
+    assert batches < 1000  # and not the 3072 of all parts
+
+
+def test_a_thread_that_does_not_stop_is_waited_for_no_longer_than_the_limit(monkeypatch):
+    monkeypatch.setattr(local, "_STOPPING_SECONDS", 0.05)
+    begun, hung = threading.Event(), threading.Event()
+
+    def do(item):
+        if item:
+            begun.set()
+        (hung if item else begun).wait(60)
+
+    running = LocalEngine(2).run(Work(do, releases_gil=True, name="item"), [0, 1])
+    assert next(running) == 0
+    running.close()
+    assert not hung.is_set() and threading.active_count() > 1  # it was not waited for
+    hung.set()
