@@ -44,7 +44,8 @@ def test_description_agrees_with_the_values(index):
     assert facts["totals"] == [{"name": "t", "type": "float32", "shape": [3, 4], "bytes": facts["totals"][0]["bytes"]}]
     on_disk = sum(path.stat().st_size for path in (index.path / "metrics/n").rglob("*") if path.is_file())
     assert n["bytes"] == on_disk
-    assert facts["bytes"] == sum(row["bytes"] for row in facts["metrics"] + facts["totals"])
+    sources = sum(path.stat().st_size for path in (index.path / "sources").iterdir())
+    assert facts["bytes"] == sum(row["bytes"] for row in facts["metrics"] + facts["totals"]) + sources
 
 
 @pytest.mark.parametrize("name", ["n", "x", "b", "one"])

@@ -410,13 +410,15 @@ class TokenBudget:
             return None if of_length is None else lambda ids, lengths: of_length(lengths)
         metric = find_metric(index, self.cost)
         if metric.values.dtype.kind not in "iuf":
-            raise ConfigError(f"cost={self.cost!r}: expected a metric of numbers, got {metric.values.dtype}")
+            raise ConfigError(f"costs must be numbers, but {self.cost!r} has {metric.values.dtype}")
         if len(metric.order) < index.num_samples:
             missing = index.num_samples - len(metric.order)
-            raise ConfigError(f"cost={self.cost!r}: {missing} samples have no value of it")
+            raise ConfigError(f"costs must be known, but {missing} samples have no value of {self.cost!r}")
         least = int(metric.order[0])
         if metric.values[least] < 0:
-            raise ConfigError(f"cost={self.cost!r}: sample {least} has {metric.values[least]}; costs can't be negative")
+            raise ConfigError(
+                f"costs can't be negative, but sample {least} has {metric.values[least]} of {self.cost!r}"
+            )
         return lambda ids, lengths: metric.values[ids].astype(np.float64)
 
     def lengths_of(
@@ -436,7 +438,7 @@ class TokenBudget:
         metric = find_metric(index, self.lengths)
         values = metric.values
         if values.dtype.kind not in "iu":
-            raise ConfigError(f"lengths={self.lengths!r}: expected a metric of integers, got {values.dtype}")
+            raise ConfigError(f"lengths must be integers, but {self.lengths!r} has {values.dtype}")
         lengths: npt.NDArray[Any] = np.ma.getdata(values)
         longest = int(lengths[metric.order[-1]]) if len(metric.order) else 0
         if len(metric.order) == len(values) and (longest <= self.max_tokens or self.overlong == "truncate"):
@@ -447,16 +449,15 @@ class TokenBudget:
         if missing.any():
             raise ConfigError(
                 f"{int(missing.sum())} samples have no {self.lengths}, the first is sample {int(missing.argmax())}; "
-                f"leave them out with where=pl.col({self.lengths!r}).is_not_null()"
+                "leave them out with where, a condition on metrics"
             )
         over = (lengths > self.max_tokens) & drawn
         if self.overlong == "raise" and over.any():
             first = int(np.where(over, lengths, 0).argmax())
             raise TokenBudgetError(
-                f"{int(over.sum())} samples are longer than max_tokens={self.max_tokens}; the longest, sample {first}, "
-                f"has {lengths[first]} tokens. Raise max_tokens, leave them out with "
-                f"where=pl.col({self.lengths!r}) <= {self.max_tokens}, or pass overlong='truncate' (and cut them when "
-                "loading)"
+                f"{int(over.sum())} samples are longer than max_tokens, {self.max_tokens}; the longest, sample "
+                f"{first}, has {lengths[first]} tokens. Raise max_tokens, leave them out with where, a condition on "
+                f"{self.lengths}, or let overlong be 'truncate', and cut them when they are loaded"
             )
         return lengths
 
@@ -469,15 +470,15 @@ def check_options(max_tokens: object, micro_batch_size: object, order: str, **op
             + ("" if max_tokens is None else "; not both")
         )
     if max_tokens is not None and order != "stateless":
-        raise ConfigError(f"max_tokens needs order='stateless', got {order!r}")
+        raise ConfigError(f"max_tokens needs the order 'stateless', got {order!r}")
     if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
         raise ConfigError(f"max_tokens must be a positive integer, got {max_tokens!r}")
     if options.get("overlong") not in (None, "raise", "truncate"):
         raise ConfigError(f"overlong must be 'raise' or 'truncate', got {options['overlong']!r}")
     if options.get("cost") is not None and options.get("padded"):
-        raise ConfigError("cost needs padded=False: where microbatches are padded, samples of one length go together")
+        raise ConfigError("cost does not go with padded: samples of one length then go together, whatever they cost")
     if not isinstance(options.get("cost"), LengthCost | tuple | list | str | None):
-        raise ConfigError(f"cost must be of arrowds.cost, a pair of factors or a metric, got {options['cost']!r}")
+        raise ConfigError(f"cost must be a pair of factors, a metric or a LengthCost, got {options['cost']!r}")
     given = [name for name, value in options.items() if value is not None]
     if max_tokens is None and given:
         raise ConfigError(

@@ -63,7 +63,15 @@ class IndexConfig(Section):
 class BatchConfig(Section):
     """How samples become batches of tensors."""
 
-    micro_batch_size: Positive
+    micro_batch_size: Positive | None = None
+    """Samples of a microbatch; or ``max_tokens``."""
+    max_tokens: Positive | None = None
+    """Tokens of a microbatch, padding included unless ``padded`` is false."""
+    lengths: str = "seqlen"
+    """With ``max_tokens``, the metric that counts the tokens of a sample."""
+    padded: bool = True
+    cost: str | tuple[float, float] | None = None
+    """With ``max_tokens``, what a sample costs: a metric, or a and b of a L + b L^2; ranks then get equal work."""
     gradient_accumulation_steps: Positive = 1
     seed: int = 1234
     num_epochs: Positive = 1

@@ -27,7 +27,8 @@ def deepspeed_settings(config: TrainingConfig, batches: BatchConfig, world_size:
     for key in ("data_efficiency", "curriculum_learning"):
         if key in given:
             raise ConfigError(f"training.deepspeed has {key!r}; leave it out: the section 'curriculum' replaces it")
-    micro, accumulation = batches.micro_batch_size, batches.gradient_accumulation_steps
+    # Under a token budget, DeepSpeed counts microbatches: their samples vary.
+    micro, accumulation = batches.micro_batch_size or 1, batches.gradient_accumulation_steps
     sizes = {
         "train_batch_size": micro * accumulation * world_size,
         "train_micro_batch_size_per_gpu": micro,

@@ -13,7 +13,7 @@ from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.errors import ConfigError
 from arrowds.index import Index
 from arrowds.integrations.deepspeed import DeepSpeedDataSampler
-from arrowds.pipeline.config import PipelineConfig, load_config, read_settings, sql_expression
+from arrowds.pipeline.config import BatchConfig, PipelineConfig, load_config, read_settings, sql_expression
 
 _SECTIONS = ("data_efficiency", "data_sampling", "curriculum_learning")
 _SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -67,6 +67,7 @@ def sampler_of_run(
         index,
         config.curriculum,
         micro_batch_size=batches.micro_batch_size,
+        **_budget(batches),
         gradient_accumulation_steps=batches.gradient_accumulation_steps,
         rank=rank,
         world_size=world_size,
@@ -76,6 +77,18 @@ def sampler_of_run(
         where=None if batches.where is None else sql_expression(batches.where, "batches.where"),
         record=record,
     )
+
+
+def _budget(batches: BatchConfig) -> dict[str, Any]:
+    if batches.max_tokens is None:
+        return {}
+    return {
+        "max_tokens": batches.max_tokens,
+        "lengths": batches.lengths,
+        "padded": batches.padded and batches.cost is None,
+        "overlong": "raise" if batches.max_length is None else "truncate",
+        "cost": batches.cost,
+    }
 
 
 def _of_deepspeed(index: Index, values: Mapping[str, Any], layout: RankLayout) -> CurriculumSampler:

@@ -140,9 +140,9 @@ def test_a_metric_is_a_cost(tmp_path):
         ((1, -1), "two factors >= 0"),
         ((0, 0), "not both zero"),
         ((float("nan"), 1), "two factors >= 0"),
-        (3, "cost must be of arrowds.cost, a pair of factors or a metric, got 3"),
-        ("loss", "sample 2 has -1.0; costs can't be negative"),
-        ("missing", "1 samples have no value of it"),
+        (3, "cost must be a pair of factors, a metric or a LengthCost, got 3"),
+        ("loss", "costs can't be negative, but sample 2 has -1.0 of 'loss'"),
+        ("missing", "1 samples have no value of 'missing'"),
         ("unknown", "unknown"),
     ],
 )
@@ -154,7 +154,7 @@ def test_costs_that_are_none_are_refused(cost, message):
     )
     with pytest.raises((ConfigError, KeyError), match=message):
         CurriculumSampler(index, {}, max_tokens=20, cost=cost)
-    with pytest.raises(ConfigError, match="cost needs padded=False"):
+    with pytest.raises(ConfigError, match="cost does not go with padded"):
         CurriculumSampler(index, {}, max_tokens=20, cost=(1, 1), padded=True)
 
 

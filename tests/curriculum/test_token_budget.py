@@ -267,14 +267,14 @@ INDEX = MemoryIndex(seqlen=np.array([5, 30, 2, 7] * 20))
         ({"max_tokens": 9, "micro_batch_size": 2}, ConfigError, "not both"),
         ({"max_tokens": 0}, ConfigError, "max_tokens must be a positive integer, got 0"),
         ({"max_tokens": 2.5}, ConfigError, "max_tokens must be a positive integer"),
-        ({"max_tokens": 40, "order": "deepspeed"}, ConfigError, "max_tokens needs order='stateless'"),
+        ({"max_tokens": 40, "order": "deepspeed"}, ConfigError, "max_tokens needs the order 'stateless'"),
         ({"micro_batch_size": 2, "padded": True}, ConfigError, "padded belongs to max_tokens"),
         ({"max_tokens": 40, "lengths": "tokens"}, ConfigError, "tokens"),
         ({"max_tokens": 40, "overlong": "skip"}, ConfigError, "overlong must be 'raise' or 'truncate'"),
         (
             {"max_tokens": 29},
             TokenBudgetError,
-            "20 samples are longer than max_tokens=29; the longest, sample 1, has 30",
+            "20 samples are longer than max_tokens, 29; the longest, sample 1, has 30",
         ),
         ({"max_tokens": 3000}, ConfigError, "do not fill one step of 1 microbatches of 3000 tokens"),
     ],
@@ -293,7 +293,7 @@ def test_samples_without_a_length_are_refused_unless_they_are_left_out(tmp_path)
     sampler = CurriculumSampler(index, {}, max_tokens=40, where=pl.col("seqlen").is_not_null(), drop_last=False)
     assert sorted(i for ids in sampler for i in ids) == [i for i in range(120) if i % 4 != 1]
     floats = MemoryIndex(seqlen=np.array([1.0, 2.0]))
-    with pytest.raises(ConfigError, match="expected a metric of integers, got float64"):
+    with pytest.raises(ConfigError, match="lengths must be integers, but 'seqlen' has float64"):
         CurriculumSampler(floats, {}, max_tokens=40)
 
 

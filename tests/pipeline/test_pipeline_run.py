@@ -14,6 +14,8 @@ import polars as pl
 import pytest
 import torch
 
+import arrowds
+from arrowds.curriculum.trace import read_records
 from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError
 from arrowds.pipeline import create_data_loader, execute_data_pipeline, load_config, run_pipeline
 from arrowds.pipeline.byte_model import make_byte_model
@@ -55,6 +57,28 @@ def test_stopped_and_resumed_equals_one_go(configuration, tmp_path, stops, num_w
         run = run_pipeline(values)
     assert run.resumed_from == stops[-1] and run.steps == 8
     assert run.losses.equals(whole.losses) and run.difficulties.equals(whole.difficulties)
+
+
+@pytest.mark.parametrize("more", [{}, {"cost": [1, 0.01]}, {"padded": False, "lengths": "seqlen"}])
+def test_token_budgets_bound_the_microbatches_and_resume(configuration, tmp_path, more):
+    batches = {"micro_batch_size": None, "max_tokens": 120, "record": True, "num_epochs": 4, **more}
+    whole = run_pipeline(configuration(batches=batches))
+    for steps in (3, 8):
+        values = configuration(batches=batches, training={"steps": steps}, output=str(tmp_path / "other"))
+        resumed = run_pipeline(values)
+    assert resumed.resumed_from == 3
+    assert resumed.losses.equals(whole.losses)
+    record = pl.DataFrame(read_records(tmp_path / "run" / "consumed"))
+    index = arrowds.open_index(tmp_path / "index")
+    lengths = pl.Series("length", index["seqlen"].values[record["sample_id"].to_numpy()])
+    held = (
+        record.with_columns(lengths)
+        .group_by("step", "micro_batch")
+        .agg(pl.col("length").sum().alias("sum"), (pl.len() * pl.col("length").max()).alias("padded"))
+    )
+    bound = "sum" if more else "padded"
+    assert held.height == 16
+    assert 60 < held[bound].max() <= 120
 
 
 def test_a_resumed_run_takes_the_learning_rate_of_its_file(configuration, tmp_path):
