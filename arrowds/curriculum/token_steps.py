@@ -198,14 +198,15 @@ class TokenSteps:
         return self._block_of(step).mark
 
     def remember(self, mark: Mark) -> None:
-        """Take a mark from an earlier run, so that the steps before it need not be filled again.
+        """Take a mark from an earlier run in place of those so far: the steps before it need not be filled again.
 
         Raises:
             StateMismatchError: when it can't be one of this run.
         """
-        if mark.step not in self._phases_so_far(mark):
+        if mark.step not in self._phases_so_far(mark) or mark.draw >= (mark.epoch + 1) * self._per_epoch:
             raise StateMismatchError(f"the saved state has a mark of its token budget that does not fit: {mark}")
-        self._insert(mark)
+        self._marks = sorted({Mark(1, 0, 0, (0,)), mark})
+        self._block, self._divided = None, (0, [])
 
     def _phases_so_far(self, mark: Mark) -> range:
         """The steps of the last phase that a mark knows of."""

@@ -20,6 +20,7 @@ from arrowds.errors import (
     VersionNotFoundError,
 )
 from arrowds.index import paths
+from arrowds.index.ranges import ROWS_PER_FILE
 from arrowds.parallel import ordered_map
 from arrowds.schema import FORMAT_VERSION, VALUE_TYPE_NAMES, check_metric_name
 from arrowds.store import FileRecord, LocalStore, Store
@@ -361,6 +362,9 @@ def _check_names(manifest: Manifest, version: int) -> None:
         ]
         if missing:
             raise ValueError(f"a segment and the list of metrics disagree about {', '.join(sorted(missing))}")
+        for name, column in segment.columns.items():
+            if len(column.values) != -(-segment.num_samples // ROWS_PER_FILE):
+                raise ValueError(f"{len(column.values)} files can't have {segment.num_samples} values of {name}")
     if manifest.num_samples >= 1 << 62:
         raise ValueError(f"{manifest.num_samples} samples")
 

@@ -75,6 +75,9 @@ def optimizer() -> torch.optim.Optimizer:
 MAKE: dict[str, Callable[[arrowds.Index], Any]] = {
     "curriculum": curriculum,
     "curriculum, some steps excluded": lambda index: curriculum(index, exclude_steps=[2, 5], drop_last=False),
+    "curriculum of a token budget": lambda index: arrowds.CurriculumSampler(
+        index, CURRICULUM, max_tokens=15, gradient_accumulation_steps=2, num_epochs=2
+    ),
     "curriculum, draws of DeepSpeed": lambda index: curriculum(index, order="deepspeed"),
     "mixture": lambda index: arrowds.MixtureSampler({"a": index, "b": index}, {"a": 2, "b": 1}, **SIZES),
     "token batches": token_batches,
