@@ -120,8 +120,10 @@ def test_files_of_a_pyarrow_dataset_are_recorded_with_their_rows(tmp_path: Path)
     assert source.without(source.files) is None
 
 
-def test_what_is_not_in_files_has_no_records() -> None:
-    for data in (table(0), [1, 2, 3]):
+def test_what_is_not_in_local_files_has_no_records(tmp_path: Path) -> None:
+    pq.write_table(table(0), tmp_path / "a.parquet")
+    store = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
+    for data in (table(0), [1, 2, 3], pa.dataset.dataset("a.parquet", filesystem=store)):
         source = open_source(data)
         assert source.files == ()
         assert source.without([SourceFile("/gone", 1, 1, "1", "")]) is source
