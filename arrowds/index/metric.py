@@ -276,7 +276,7 @@ class MetricIndex:
 
 def warn_of_shares(lo: float, hi: float) -> None:
     """Warn when two percentiles, of which 100 is the last, look like shares of 1: fractions, and at most 1."""
-    if hi <= 1 and any(isinstance(bound, (float, np.floating)) for bound in (lo, hi)):
+    if 0 < hi <= 1 and any(isinstance(bound, (float, np.floating)) for bound in (lo, hi)):
         warnings.warn(
             f"percentiles are 0 to 100, so {lo} to {hi} lie in the lowest hundredth; multiply shares of 1 by 100",
             ArrowdsWarning,

@@ -187,8 +187,8 @@ def join_one_rank() -> None:
 
 CONTENDERS: dict[str, tuple[str, Callable[[Numbers, argparse.Namespace, str], None]]] = {
     "dataloader": ("torch", run_dataloader),
-    "arrowds": ("arrowds", run_arrowds),
-    "arrowds' DistributedDataAnalyzer": ("arrowds", run_arrowds_distributed),
+    "arrowds": ("arrowds.build.api", run_arrowds),
+    "arrowds' DistributedDataAnalyzer": ("arrowds.integrations.deepspeed", run_arrowds_distributed),
     "DataAnalyzer": ("deepspeed", run_deepspeed),
     "DistributedDataAnalyzer": ("deepspeed", run_deepspeed_distributed),
 }

@@ -101,6 +101,7 @@ def test_making_maps_ends_reading_in_place(both):
     assert not again["length"].is_read_in_place
 
 
+@pytest.mark.filterwarnings("ignore:percentiles are 0 to 100")
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_lookups_answer_as_those_of_a_local_index(seaweed, tmp_path_factory, data):

@@ -17,6 +17,7 @@ from proxy import reads
 
 import arrowds
 from arrowds.errors import ConfigError, SourceError, StorageError, UnreadableFileError, UnsupportedError
+from arrowds.index.data import source_files
 from arrowds.metrics import expr, seqlen
 from arrowds.sources import open_new_files, open_source, source_from_spec
 from arrowds.sources.objects import ObjectPath
@@ -213,7 +214,7 @@ def test_an_append_takes_the_new_objects_alone_and_refuses_changed_ones(proxy, p
     pattern = proxied.at("data/*.parquet")
     proxied.store.write("data/1.parquet", as_parquet(rows(1)))
     index = analyze(arrowds.analyze, pattern, expr("x", pl.col("x")))
-    [file] = index.manifest.segments[0].data
+    [file] = source_files(index.store, index.manifest)
     entry = proxied.store.entry("data/1.parquet")
     assert (file.path, file.num_rows, file.num_bytes) == (proxied.at("data/1.parquet"), ROWS, entry.size)
     assert (file.modified, file.digest) == (entry.etag, f"etag:{entry.etag}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from thresholds import SIZES, TINY, small_thresholds
 import arrowds
 from arrowds.errors import ArrowdsWarning, ConfigError
 from arrowds.schema import VALUE_TYPES
+
+pytestmark = pytest.mark.filterwarnings("ignore:percentiles are 0 to 100")
 
 M = arrowds.metrics.expr("m", pl.col("m"), nulls="keep")
 
@@ -224,8 +227,10 @@ def test_percentiles_that_look_like_shares_of_1_are_warned_of(make_index):
         with pytest.warns(ArrowdsWarning, match=r"percentiles are 0 to 100, .* multiply shares of 1 by 100") as caught:
             metric.sample_ids_between_percentiles(lo, hi)
         assert caught[0].filename == __file__  # where the mistake is
-    for lo, hi in [(0, 1), (0, 0), (1, 1), (0.5, 1.5), (0.5, 50)]:
-        metric.sample_ids_between_percentiles(lo, hi)  # a warning would be an error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for lo, hi in [(0, 1), (0, 0), (0.0, 0.0), (1, 1), (0.5, 1.5), (0.5, 50)]:
+            metric.sample_ids_between_percentiles(lo, hi)
 
 
 def test_quantiles_and_bins_out_of_range_are_refused(make_index):

@@ -132,8 +132,9 @@ def _difficulties(path: Path) -> pl.DataFrame | None:
         table = _read_table(path)
         if not set(DIFFICULTY_COLUMNS) <= set(table.column_names):
             return None
-        table = table.select(types.names).cast(types)
-        table.validate(full=True)
+        table = table.select(types.names)
+        table.validate(full=True)  # before anything follows its offsets
+        table = table.cast(types)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
     return pl.DataFrame(table)
