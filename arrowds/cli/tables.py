@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from arrowds.index import Index
 
 _WIDTH_OF_A_FILE = 200
+_MOST_CHARACTERS, _CUT = 500, " ..."
+"""Documents of megabytes are for files: to lay them out in a table takes minutes."""
+
 _MOST_ROWS = 1000
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), 127], "\N{REPLACEMENT CHARACTER}")
 
@@ -68,14 +71,21 @@ def _cell(name: str, value: Any) -> str:
 
 
 def print_frame(frame: pl.DataFrame) -> None:
-    """Print the rows of a data frame, at most 1000 of them, and say how many there are."""
+    """Print the rows of a data frame, at most 1000 of them, and say how many there are and what was cut."""
     shown = frame.head(_MOST_ROWS).iter_rows()
-    rows = [["" if value is None else str(value).translate(_CONTROLS) for value in row] for row in shown]
+    rows = [["" if value is None else _shortened(value).translate(_CONTROLS) for value in row] for row in shown]
     numeric = [dtype.is_numeric() for dtype in frame.dtypes]
     console = _console()
     _print(console, frame.columns, rows, numeric)
     if frame.height > _MOST_ROWS:
         console.print(f"{_MOST_ROWS:,} of {frame.height:,} rows; --csv or --json prints all")
+    if any(cell.endswith(_CUT) for row in rows for cell in row):
+        console.print(f"long values are cut after {_MOST_CHARACTERS:,} characters; --csv or --json prints all of them")
+
+
+def _shortened(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + _CUT
 
 
 def print_versions(versions: pl.DataFrame) -> None:

@@ -202,3 +202,13 @@ def test_export_and_import_give_the_index_back(invoke, index, tmp_path):
     assert np.array_equal(again.totals["token_counts"], index.totals["token_counts"])
     invoke("import", tmp_path / "files", tmp_path / "again", "--metric", "seqlen", "--overwrite")
     assert "token_counts" not in arrowds.open_index(tmp_path / "again").totals
+
+
+def test_tables_cut_long_values_and_say_so(invoke, index):
+    query = "select repeat('a', 30000000) as long, repeat('b', 500) as short"
+    shown = invoke("sql", index.path, query).stdout
+    letters = "".join(shown.split())
+    assert letters.count("a") < 600 and "..." in shown
+    assert letters.replace("|", "").count("b") == 500
+    assert "long values are cut after 500 characters; --csv or --json prints all of them" in " ".join(shown.split())
+    assert len(invoke("sql", index.path, query, "--csv").stdout) > 30_000_000
