@@ -41,6 +41,7 @@ SPELLINGS: dict[str, str] = {
     r"pass cache_dir=\.\.\. \(or set (\S+)\) on another disk": r"set \1 to a folder on another disk",
     r"pass cache_dir=\.\.\. to keep": "set ARROWDS_CACHE_DIR to keep",
     r"pass log=False": "pass --no-log",
+    r"pass compare_content=True": "pass --compare-content",
     r"got between=": "got --between ",
     r"pass num_samples": "pass --num-samples",
     r'pass quoting="none"': "pass --quoting none",

@@ -123,6 +123,8 @@ class CurriculumSampler(BatchStream):
         )
         super().__init__(layout, num_epochs=num_epochs, drop_last=drop_last, exclude_steps=exclude_steps, record=record)
         self._draws_class = find_draws(order)
+        if isinstance(index, str | PathLike):
+            raise ConfigError(f"expected an open index: pass arrowds.open_index({str(index)!r})")
         if index.num_samples < 1:
             raise EmptyDatasetError("nothing to draw: the index has no samples")
         self.index = index
@@ -345,6 +347,13 @@ class CurriculumSampler(BatchStream):
         if on_new_data == "refuse" and self._draws_class.keeps_state:
             self._draws.check_state(self._step_of(position), state)
         return position
+
+    def _was_drawn_from(self, state: Mapping[str, Any]) -> bool | None:
+        had, version = getattr(self.index, "had_fingerprint", None), state.get("index_version")
+        if had is None or type(version) is not int:
+            return None
+        told: bool | None = had(version, state.get("index"), sorted(set(self._names) & set(self.index.metrics)))
+        return told
 
     def trace(self, steps: int | Iterable[int]) -> pa.Table:
         """Return the samples of steps over all ranks, one row each, as they are drawn.

@@ -423,6 +423,8 @@ class BatchStream(ABC):
         state = checked_state(state, STATE_VERSION, of="a sampler")
         now = self.identity()
         differing = [name for name, value in now.items() if state.get(name) != value]
+        if "index" in differing and self._was_drawn_from(state) is False:
+            raise StateMismatchError("the saved state is of another index, and not of an earlier version of this one")
         if on_new_data == "continue":
             differing = [name for name in differing if name not in _DATA]
         if differing:
@@ -442,6 +444,10 @@ class BatchStream(ABC):
         if state.get("epoch") is not None and count_in(state, "epoch") > position:
             raise StateMismatchError(f"the saved state is damaged: it is of epoch {state['epoch']}")
         return position
+
+    def _was_drawn_from(self, state: Mapping[str, Any]) -> bool | None:
+        """Tell whether a state was drawn from a version of this index; None where that can't be told."""
+        return None
 
     def _other_version(self, state: Mapping[str, Any]) -> str | None:
         """Say which call opens the version of the index that a state was drawn from, where both are known."""

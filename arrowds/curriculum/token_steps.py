@@ -458,7 +458,7 @@ class TokenBudget:
             raise TokenBudgetError(
                 f"{int(over.sum())} samples are longer than max_tokens, {self.max_tokens}; the longest, sample "
                 f"{first}, has {lengths[first]} tokens. Raise max_tokens, leave them out with where, a condition on "
-                f"{self.lengths}, or let overlong be 'truncate', and cut them when they are loaded"
+                f"{self.lengths}, or cut them when they are loaded: overlong 'truncate', or max_length of a run"
             )
         return lengths
 

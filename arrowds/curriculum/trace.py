@@ -55,7 +55,9 @@ def trace_table(
         )
     for name, metric in values.items():
         drawn = metric.values[ids]
-        columns[name] = pa.array(np.ma.getdata(drawn), mask=np.ma.getmaskarray(drawn))
+        # Stored integers may be narrower than the metric declares: differences would wrap around.
+        declared = getattr(metric, "dtype", drawn.dtype)
+        columns[name] = pa.array(np.ma.getdata(drawn).astype(declared, copy=False), mask=np.ma.getmaskarray(drawn))
     return pa.table(columns)
 
 

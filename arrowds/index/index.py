@@ -123,6 +123,15 @@ class Index:
         """Return a digest of the data and of the values of some metrics: it stays the same when others are added."""
         return self.manifest.fingerprint(metrics)
 
+    def had_fingerprint(self, version: int, fingerprint: str, metrics: Iterable[str]) -> bool | None:
+        """Tell whether a version of this index had this fingerprint of some metrics; None where it was vacuumed."""
+        if version not in manifests.numbers(self.store):
+            return False
+        then = manifests.load_unless_vacuumed(self.store, version)
+        return (
+            None if then is None else then.metrics.keys() >= set(metrics) and then.fingerprint(metrics) == fingerprint
+        )
+
     def __getitem__(self, name: str) -> MetricIndex:
         if name not in self._metrics:
             if name not in self.manifest.metrics:

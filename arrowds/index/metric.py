@@ -237,7 +237,8 @@ class MetricIndex:
         if self.num_valid == 0:
             raise ConfigError(f"no sample of {self.name!r} has a value: all are null or NaN")
         values = self._lookup.values_at(np.asarray(positions) % self.num_valid)
-        return values.view(np.bool_) if self.dtype == np.bool_ else values
+        # Of the declared type: in the one that is stored, differences would wrap around.
+        return values.view(np.bool_) if self.dtype == np.bool_ else values.astype(self.dtype, copy=False)
 
     def min(self) -> Any:
         """Return the smallest value, a NumPy scalar; ConfigError when no sample has one."""

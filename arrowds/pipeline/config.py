@@ -66,10 +66,11 @@ class BatchConfig(Section):
     micro_batch_size: Positive | None = None
     """Samples of a microbatch; or ``max_tokens``."""
     max_tokens: Positive | None = None
-    """Tokens of a microbatch, padding included unless ``padded`` is false."""
+    """Tokens of a microbatch."""
     lengths: str = "seqlen"
     """With ``max_tokens``, the metric that counts the tokens of a sample."""
-    padded: bool = True
+    padded: bool | None = None
+    """With ``max_tokens``, whether padding counts; by default it does, unless there is a ``cost``."""
     cost: str | tuple[float, float] | None = None
     """With ``max_tokens``, what a sample costs: a metric, or a and b of a L + b L^2; ranks then get equal work."""
     gradient_accumulation_steps: Positive = 1

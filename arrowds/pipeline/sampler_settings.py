@@ -85,8 +85,8 @@ def _budget(batches: BatchConfig) -> dict[str, Any]:
     return {
         "max_tokens": batches.max_tokens,
         "lengths": batches.lengths,
-        "padded": batches.padded and batches.cost is None,
-        "overlong": "raise" if batches.max_length is None else "truncate",
+        "padded": batches.cost is None if batches.padded is None else batches.padded,
+        "overlong": "truncate" if batches.max_length and batches.max_length <= batches.max_tokens else "raise",
         "cost": batches.cost,
     }
 

@@ -162,10 +162,25 @@ def new_files(
             new.append(path)
         else:
             found.add(file.path)
+    if not found:
+        _check_moves(new, known)
     if found:
         stores = {path.store for path in paths if isinstance(path, ObjectPath)}
         _check_existence([file.path for file in known if file.path not in found], stores)
     return new
+
+
+def _check_moves(new: Sequence[Path | ObjectPath], known: Sequence[SourceFile]) -> None:
+    """Raise SourceError for a new file of the name and size of a known one that is gone: it seems to have moved."""
+    gone = {(Path(file.path).name, file.num_bytes): file.path for file in known if not is_url(file.path)}
+    for path in new:
+        if isinstance(path, Path) and path.exists():
+            old = gone.get((path.name, path.stat().st_size))
+            if old is not None and not Path(old).exists():
+                raise SourceError(
+                    f"{path} has the name and the size of {old}, which is in the index and is gone; if it was moved, "
+                    "pass compare_content=True to recognise it by its content, or else give it another name"
+                )
 
 
 def _real(path: str) -> str:

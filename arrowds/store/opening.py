@@ -38,6 +38,8 @@ def open_store(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
         ConfigError: for another scheme, or options for a local folder.
         MissingExtraError: when obstore is not installed.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"expected the folder or the URL of an index, got a {type(path).__name__}")
     text = re.sub("^file:/+", "/", os.fspath(path), flags=re.IGNORECASE)
     url = _URL.fullmatch(text)
     if url is None:

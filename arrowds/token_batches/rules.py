@@ -74,6 +74,12 @@ def as_lengths(lengths: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     Raises:
         ConfigError: for another shape, another type, or a negative length.
     """
+    if isinstance(lengths, np.ma.MaskedArray) and np.ma.is_masked(lengths):
+        missing = np.ma.getmaskarray(np.ma.asarray(lengths))
+        raise ConfigError(
+            f"{int(missing.sum())} samples have no length, the first is sample {int(missing.argmax())}: pass ids=... "
+            "without them, and lengths.filled(0)"
+        )
     array = np.asarray(lengths)
     if array.ndim != 1:
         raise ConfigError(f"lengths have shape {array.shape}: expected one length per sample, shape (n,)")

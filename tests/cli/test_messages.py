@@ -43,6 +43,7 @@ UNREACHABLE = {
     "sources/huggingface.py",
 }
 SAID_OTHERWISE = (
+    "expected an open index: ",  # the command line opens it
     "expected a Metric, got a ",  # the command line makes the metrics
     "Index(",  # representations
     "MetricIndex(",

@@ -98,3 +98,27 @@ def test_refreshed_values_are_other_values(tmp_path):
     )
     with pytest.raises(StateMismatchError, match="version 1 of the index, this is version 3"):
         arrowds.CurriculumSampler(refreshed, curriculum, micro_batch_size=4).load_state_dict(saved)
+
+
+def test_a_state_of_another_index_is_no_state_of_an_earlier_version(tmp_path):
+    def index_of(name: str, values: list[int], versions: int) -> arrowds.Index:
+        metric = arrowds.metrics.expr("n", pl.col("n"))
+        index = arrowds.analyze(pl.DataFrame({"n": values}), metric, tmp_path / name, workers=1, progress=False)
+        for _ in range(versions - 1):
+            index = arrowds.append(pl.DataFrame({"n": values}), tmp_path / name, workers=1, progress=False)
+        return index
+
+    def sampler(index: arrowds.Index) -> arrowds.CurriculumSampler:
+        return arrowds.CurriculumSampler(index, {}, micro_batch_size=2)
+
+    other, index = index_of("other", [9, 8, 7, 6], 2), index_of("index", [1, 2, 3, 4], 3)
+    for saved in (other, arrowds.open_index(other.path, version=1)):
+        for options in ({}, {"on_new_data": "continue"}):
+            with pytest.raises(StateMismatchError, match="of another index, and not of an earlier version"):
+                sampler(index).load_state_dict(sampler(saved).state_dict(), **options)
+    first = sampler(arrowds.open_index(index.path, version=1)).state_dict()
+    sampler(index).load_state_dict(first, on_new_data="continue")
+    with pytest.raises(StateMismatchError, match=r"resume with arrowds.open_index\(.*version=1\)"):
+        sampler(index).load_state_dict(first)
+    arrowds.vacuum(index.path)  # then it can't be told
+    sampler(index).load_state_dict(first, on_new_data="continue")

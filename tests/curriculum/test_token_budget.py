@@ -327,3 +327,13 @@ def test_states_of_other_budgets_and_damaged_ones_are_refused(change, message):
     for other in ({"max_tokens": 41}, {"max_tokens": 40, "padded": True}, {"micro_batch_size": 2}):
         with pytest.raises(StateMismatchError):
             CurriculumSampler(INDEX, {}, **other).load_state_dict(state)
+
+
+def test_traced_values_are_of_the_declared_type(tmp_path):
+    frame = pl.DataFrame({"n": [3, 7, 250, 1]})
+    index = arrowds.analyze(frame, arrowds.metrics.expr("n", pl.col("n")), tmp_path / "index", progress=False)
+    sampler = CurriculumSampler(index, {}, micro_batch_size=4)
+    assert index["n"].values.dtype == np.uint8
+    assert str(sampler.trace(1).schema.field("n").type) == "int64"
+    with pytest.raises(ConfigError, match=r"expected an open index: pass arrowds.open_index\('somewhere'\)"):
+        CurriculumSampler("somewhere", {}, micro_batch_size=4)

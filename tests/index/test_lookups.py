@@ -247,3 +247,10 @@ def test_quantiles_and_bins_out_of_range_are_refused(make_index):
     for bins in (0, -1, 2.5):
         with pytest.raises(ConfigError, match="bins"):
             metric.histogram(bins)
+
+
+def test_single_values_are_of_the_declared_type(make_index):
+    metric = make_index({"m": pa.array([3, 7, 250], pa.int64())})["m"]
+    assert metric.values.dtype == np.uint8
+    assert metric.quantile(0) - metric.quantile(1) == metric.min() - metric.max() == -247
+    assert metric.quantile([0.0, 1.0]).dtype == np.int64

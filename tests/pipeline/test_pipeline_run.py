@@ -16,7 +16,7 @@ import torch
 
 import arrowds
 from arrowds.curriculum.trace import read_records
-from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError
+from arrowds.errors import ConfigError, MissingExtraError, StateMismatchError, TokenBudgetError
 from arrowds.pipeline import create_data_loader, execute_data_pipeline, load_config, run_pipeline
 from arrowds.pipeline.byte_model import make_byte_model
 from arrowds.pipeline.chart import plot_run
@@ -79,6 +79,24 @@ def test_token_budgets_bound_the_microbatches_and_resume(configuration, tmp_path
     bound = "sum" if more else "padded"
     assert held.height == 16
     assert 60 < held[bound].max() <= 120
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        (
+            {"max_tokens": 50, "max_length": 60},
+            TokenBudgetError,
+            "longer than max_tokens, 50; .* max_length",
+        ),
+        ({"max_tokens": 120, "padded": True, "cost": [1, 1]}, ConfigError, "cost does not go with padded"),
+        ({"max_tokens": 120, "micro_batch_size": 2}, ConfigError, "not both"),
+        ({}, ConfigError, "pass micro_batch_size"),
+    ],
+)
+def test_budgets_that_would_not_hold_are_refused(configuration, batches, error, message):
+    with pytest.raises(error, match=message):
+        run_pipeline(configuration(batches={"micro_batch_size": None, **batches}))
 
 
 def test_a_resumed_run_takes_the_learning_rate_of_its_file(configuration, tmp_path):

@@ -410,3 +410,15 @@ def test_described_file_that_changed_is_named(tmp_path: Path, write: Callable[..
 def test_what_is_no_description_is_refused(spec: object) -> None:
     with pytest.raises(SourceError, match=r"description of a source|source of the kind"):
         source_from_spec(spec)  # type: ignore[arg-type]
+
+
+def test_files_that_were_moved_are_not_taken_for_new_ones_unless_their_content_is_compared(tmp_path):
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "old/a.parquet")
+    known = open_source(tmp_path / "old").files
+    (tmp_path / "old").rename(tmp_path / "moved")
+    with pytest.raises(SourceError, match=r"moved/a\.parquet has the name and the size of .*old/a\.parquet, .* gone"):
+        open_new_files(tmp_path / "moved", known)
+    assert open_new_files(tmp_path / "moved", known, compare_content=True) is None
+    (tmp_path / "moved/a.parquet").rename(tmp_path / "moved/b.parquet")
+    assert len(open_new_files(tmp_path / "moved", known)) == 2

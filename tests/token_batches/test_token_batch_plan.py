@@ -318,3 +318,10 @@ def test_what_a_plan_tells():
 def test_rules_are_values():
     plan = batch_by_tokens([1, 2, 3], 8)
     assert plan.rules == replace(plan.rules, seed=0) != replace(plan.rules, seed=1)
+
+
+def test_samples_without_a_length_are_refused():
+    lengths = np.ma.MaskedArray([5, 0, 7], mask=[False, True, False])
+    with pytest.raises(ConfigError, match="1 samples have no length, the first is sample 1: pass ids"):
+        batch_by_tokens(lengths, 10)
+    assert len(batch_by_tokens(lengths.filled(0), 10, ids=[0, 2])) == 2
