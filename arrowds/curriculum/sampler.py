@@ -20,7 +20,8 @@ from arrowds.curriculum.ranks import LARGEST_SEED, RankLayout, whole_number
 from arrowds.curriculum.schedule import Number
 from arrowds.curriculum.stateless import StatelessDraws
 from arrowds.curriculum.stream import BatchStream, OnNewData, check_step
-from arrowds.curriculum.token_steps import Mark, TokenBudget, TokenSteps, check_options
+from arrowds.curriculum.token_budget import TokenBudget, check_options
+from arrowds.curriculum.token_steps import Mark, TokenSteps
 from arrowds.curriculum.trace import trace_table
 from arrowds.errors import ConfigError, EmptyDatasetError
 

@@ -10,21 +10,20 @@ begins; from a mark, the steps after it follow without those before.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from arrowds.cost import LengthCost
 from arrowds.curriculum.balance import balanced
-from arrowds.curriculum.metric_values import MetricSource, find_metric
+from arrowds.curriculum.fill import fill_flat, fill_padded
 from arrowds.curriculum.permutation import derive_key, mix
 from arrowds.curriculum.pools import Phases
 from arrowds.curriculum.stateless import StatelessDraws
-from arrowds.errors import ConfigError, StateMismatchError, TokenBudgetError
-from arrowds.token_batches.best_fit import best_fit_decreasing
+from arrowds.curriculum.token_budget import Cost
+from arrowds.errors import StateMismatchError
 
 Int64 = npt.NDArray[np.int64]
 
@@ -35,8 +34,6 @@ _ORDER = 3  # what a key is for, beside those of arrowds.curriculum.stateless
 _FILLS = (0.996, 0.992, 0.986)
 _FILL_TO_BALANCE = 0.92
 """Ranks with a costly sample need fewer tokens than others, which must have room for theirs."""
-
-Cost = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float64]]
 
 
 class Mark(NamedTuple):
@@ -289,199 +286,11 @@ class TokenSteps:
         """Deal the first draws, as many as fit, to all microbatches of the steps: positions, and where each begins."""
         bins = steps * self._microbatches
         if self._padded:
-            where = _fill_padded(lengths, bins, self._max_tokens)
+            where = fill_padded(lengths, bins, self._max_tokens)
         else:
-            where = _fill_flat(lengths, bins, self._max_tokens, self._fills)
+            where = fill_flat(lengths, bins, self._max_tokens, self._fills)
         key = derive_key(self._seed, _ORDER, np.array([first]))
         place = np.argsort(np.argsort(mix(key + np.arange(bins, dtype=np.uint64)), kind="stable"), kind="stable")
         microbatch = place[where]
         counts = np.bincount(microbatch, minlength=bins)
         return np.argsort(microbatch, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
-
-
-def _fill_flat(lengths: Int64, bins: int, capacity: int, fills: Sequence[float]) -> Int64:
-    """Return the bin of each of the first samples: as many as fit, at least one in each bin. Pure."""
-    total = np.cumsum(lengths)
-    for fill in fills:
-        count = int(np.searchsorted(total, fill * bins * capacity, side="right"))
-        if count >= bins and (where := _dealt_evenly(lengths[:count], bins, capacity)) is not None:
-            return where
-    # Long samples, compared with the budget: look for what best-fit decreasing can pack.
-    low, high = bins, int(np.searchsorted(total, bins * capacity, side="right"))
-    found = np.arange(min(bins, len(lengths)))
-    while low < high:
-        count = (low + high + 1) // 2
-        packed = _packed(lengths[:count], bins, capacity)
-        if packed is None:
-            high = count - 1
-        else:
-            low, found = count, packed
-    return found
-
-
-def _dealt_evenly(lengths: Int64, bins: int, capacity: int) -> Int64 | None:
-    """Give each sample, longest first, to the bin with the fewest tokens; None where a bin then has too many. Pure.
-
-    As many samples as there are bins that would be chosen before any of them twice are dealt at once.
-    Source: the longest-processing-time rule (Graham, "Bounds on multiprocessing timing anomalies", 1969).
-    """
-    order = np.argsort(-lengths, kind="stable")
-    descending = lengths[order]
-    load = np.zeros(bins, np.int64)
-    where = np.empty(len(lengths), np.int64)
-    start = 0
-    while start < len(order):
-        by_load = np.argsort(load, kind="stable")
-        ascending = load[by_load]
-        count = int(np.searchsorted(ascending, ascending[0] + descending[start], side="left"))
-        chosen = by_load[: min(count, len(order) - start)]
-        where[order[start : start + len(chosen)]] = chosen
-        load[chosen] += descending[start : start + len(chosen)]
-        start += len(chosen)
-    return where if load.max() <= capacity else None
-
-
-def _packed(lengths: Int64, bins: int, capacity: int) -> Int64 | None:
-    """Return the bin of each sample, none of them empty; None where best-fit decreasing needs more. Pure."""
-    order = np.argsort(-lengths, kind="stable")
-    none = np.empty(0, np.int64)
-    found, used = best_fit_decreasing(lengths[order], none, none, capacity=capacity, max_rows=None)
-    if used > bins:
-        return None
-    where = np.empty(len(lengths), np.int64)
-    where[order] = found
-    return _spread(where, used, bins)
-
-
-def _fill_padded(lengths: Int64, bins: int, capacity: int) -> Int64:
-    """As :func:`_fill_flat`, where a bin holds rows times its longest sample. Pure."""
-    low, high = min(bins, len(lengths)), len(lengths)
-    found = np.arange(low)
-    while low <= high:
-        count = (low + high) // 2
-        order = np.argsort(-lengths[:count], kind="stable")
-        descending = lengths[order].tolist()
-        where, start, used = np.empty(count, np.int64), 0, 0
-        while start < count and used < bins:
-            rows = capacity // descending[start]
-            where[order[start : start + rows]] = used
-            start, used = start + rows, used + 1
-        if start < count:
-            high = count - 1
-        else:
-            low, found = count + 1, _spread(where, used, bins)
-    return found
-
-
-def _spread(where: Int64, used: int, bins: int) -> Int64:
-    """Give half of the samples of the fullest bins to bins that are empty. Pure."""
-    for empty in range(used, bins):
-        fullest = np.bincount(where, minlength=empty).argmax()
-        rows = np.flatnonzero(where == fullest)
-        where[rows[len(rows) // 2 :]] = empty
-    return where
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBudget:
-    """What bounds a microbatch.
-
-    Attributes:
-        max_tokens: the most tokens that it has.
-        lengths: the metric that counts those of a sample.
-        padded: whether padding counts, up to the longest sample.
-        overlong: what becomes of longer samples: "raise" or "truncate".
-        cost: what samples cost: a function of their length, or a metric; None to count tokens.
-    """
-
-    max_tokens: int
-    lengths: str
-    padded: bool
-    overlong: str
-    cost: LengthCost | str | None
-
-    def cost_of(self, index: MetricSource) -> Cost | None:
-        """Return what gives the cost of samples by their ids and lengths.
-
-        Raises:
-            ConfigError: when a metric has no number, or one below zero, for a sample.
-        """
-        if not isinstance(self.cost, str):
-            of_length = self.cost
-            return None if of_length is None else lambda ids, lengths: of_length(lengths)
-        metric = find_metric(index, self.cost)
-        if metric.values.dtype.kind not in "iuf":
-            raise ConfigError(f"costs must be numbers, but {self.cost!r} has {metric.values.dtype}")
-        if len(metric.order) < index.num_samples:
-            missing = index.num_samples - len(metric.order)
-            raise ConfigError(f"costs must be known, but {missing} samples have no value of {self.cost!r}")
-        least = int(metric.order[0])
-        if metric.values[least] < 0:
-            raise ConfigError(
-                f"costs can't be negative, but sample {least} has {metric.values[least]} of {self.cost!r}"
-            )
-        return lambda ids, lengths: metric.values[ids].astype(np.float64)
-
-    def lengths_of(
-        self, index: MetricSource, allowed: npt.NDArray[np.bool_] | None, exclude_ids: Int64
-    ) -> npt.NDArray[Any]:
-        """Return the tokens of every sample.
-
-        Args:
-            index: where the metric is.
-            allowed: which samples may be drawn; None for all.
-            exclude_ids: samples that are never drawn.
-
-        Raises:
-            ConfigError: when the metric has no integers, or no length for a sample that may be drawn.
-            TokenBudgetError: when such a sample is longer than the budget.
-        """
-        metric = find_metric(index, self.lengths)
-        values = metric.values
-        if values.dtype.kind not in "iu":
-            raise ConfigError(f"lengths must be integers, but {self.lengths!r} has {values.dtype}")
-        lengths: npt.NDArray[Any] = np.ma.getdata(values)
-        longest = int(lengths[metric.order[-1]]) if len(metric.order) else 0
-        if len(metric.order) == len(values) and (longest <= self.max_tokens or self.overlong == "truncate"):
-            return lengths  # without a look at any other
-        drawn = np.ones(len(values), np.bool_) if allowed is None else allowed.copy()
-        drawn[exclude_ids] = False
-        missing = np.ma.getmaskarray(values) & drawn
-        if missing.any():
-            raise ConfigError(
-                f"{int(missing.sum())} samples have no {self.lengths}, the first is sample {int(missing.argmax())}; "
-                "leave them out with where, a condition on metrics"
-            )
-        over = (lengths > self.max_tokens) & drawn
-        if self.overlong == "raise" and over.any():
-            first = int(np.where(over, lengths, 0).argmax())
-            raise TokenBudgetError(
-                f"{int(over.sum())} samples are longer than max_tokens, {self.max_tokens}; the longest, sample "
-                f"{first}, has {lengths[first]} tokens. Raise max_tokens, leave them out with where, a condition on "
-                f"{self.lengths}, or cut them when they are loaded: overlong 'truncate', or max_length of a run"
-            )
-        return lengths
-
-
-def check_options(max_tokens: object, micro_batch_size: object, order: str, **options: object) -> None:
-    """Raise ConfigError unless a batch is bounded in one way, and its options belong to that."""
-    if (max_tokens is None) == (micro_batch_size is None):
-        raise ConfigError(
-            "pass micro_batch_size, the samples of a microbatch, or max_tokens, its tokens"
-            + ("" if max_tokens is None else "; not both")
-        )
-    if max_tokens is not None and order != "stateless":
-        raise ConfigError(f"max_tokens needs the order 'stateless', got {order!r}")
-    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
-        raise ConfigError(f"max_tokens must be a positive integer, got {max_tokens!r}")
-    if options.get("overlong") not in (None, "raise", "truncate"):
-        raise ConfigError(f"overlong must be 'raise' or 'truncate', got {options['overlong']!r}")
-    if options.get("cost") is not None and options.get("padded"):
-        raise ConfigError("cost does not go with padded: samples of one length then go together, whatever they cost")
-    if not isinstance(options.get("cost"), LengthCost | tuple | list | str | None):
-        raise ConfigError(f"cost must be a pair of factors, a metric or a LengthCost, got {options['cost']!r}")
-    given = [name for name, value in options.items() if value is not None]
-    if max_tokens is None and given:
-        raise ConfigError(
-            f"{', '.join(given)} belong{'s' if len(given) == 1 else ''} to max_tokens, which is not given"
-        )
