@@ -204,6 +204,8 @@ def _yaml(path: Path, text: str) -> Any:
 def _explained(error: Any) -> str:
     """Return what is wrong and where; for an unknown key, with the nearest known one."""
     place, kind = error["loc"], error["type"]
+    if kind == "missing":
+        return f"{'.'.join(map(str, place))} is missing"
     if kind != "extra_forbidden":
         return f"{'.'.join(map(str, place))}: {error['msg']}, got {error['input']!r}"
     *parents, key = (part for part in place if not isinstance(part, int))
