@@ -377,5 +377,5 @@ def test_two_gloo_ranks_also_with_a_rank_without_samples_and_one_that_fails(tmp_
 def test_a_killed_worker_process_is_noticed(tmp_path: Path) -> None:
     analyzer = ads.DataAnalyzer(**light_arguments(tmp_path, num_threads=2), **HOOKS | {"custom_map_finalize": die})
     # Both shares end their workers; which of them is tried a second time first is up to the system.
-    with pytest.raises(WorkerDiedError, match="exit status 3 on samples (0 to 4|5 to 9), 2 times"):
+    with pytest.raises(WorkerDiedError, match=r"exit status 3 on samples (0 to 4|5 to 9), 2 times"):
         analyzer.run_map()
