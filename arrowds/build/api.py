@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from arrowds.build.commit import begin, commit, discard, has_build, plan_columns, run_reduce, tidy
-from arrowds.build.engines import Engine, Work, engine_named
+from arrowds.build.engines import Engine, engine_named
 from arrowds.build.lineage import definitions
-from arrowds.build.map import map_part, sum_of_parts
+from arrowds.build.map import map_work, sum_of_parts
 from arrowds.build.operations import plan_analysis, plan_append, plan_more_metrics
 from arrowds.build.plan import BuildPlan
 from arrowds.build.progress import ProgressCallback, reporting
@@ -241,8 +241,7 @@ def map_all(plan: BuildPlan, engine: Engine, progress: Progress) -> dict[str, np
         for metrics in plan.passes:
             required = {item.name: item for metric in metrics for item in metric.requires if item.name not in totals}
             totals |= {name: sum_of_parts(plan.task([item], {}), item, plan.parts) for name, item in required.items()}
-            in_threads = plan.source.concurrent and all(metric.in_threads for metric in metrics)
-            work = Work(partial(map_part, plan.task(metrics, totals)), in_threads, "samples", runs_metrics=True)
+            work = map_work(plan, metrics, totals)
             # Closed at once, not when the traceback of an interrupt is dropped: no worker outlives the run.
             with closing(engine.run(work, plan.parts)) as finished:
                 for part in finished:

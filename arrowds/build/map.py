@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from arrowds.arrays import arrow_view, numpy_view
+from arrowds.build.engines.base import Work
 from arrowds.build.kept import keeping, kept_batches
-from arrowds.build.plan import MapTask, Part, columns_of, digest_of_total
+from arrowds.build.plan import BuildPlan, MapTask, Part, columns_of, digest_of_total
 from arrowds.build.results import checked_sum, checked_values
 from arrowds.build.runs import Run, write_run
 from arrowds.errors import ArrowdsError, IndexCorruptError, MetricFailedError, MetricValueError, SourceError
@@ -52,8 +54,23 @@ def run_of(task: MapTask, metric: Metric, part: Part) -> Run:
     )
 
 
+def map_work(plan: BuildPlan, metrics: Sequence[Metric], totals: Mapping[str, np.ndarray]) -> Work:
+    """One pass over the parts of a build, which measures some metrics, for an engine."""
+    task = plan.task(metrics, totals)
+    in_threads = plan.source.concurrent and all(metric.in_threads for metric in metrics)
+    begin = partial(measure_part, task)
+    return Work(partial(map_part, task), in_threads, "samples", runs_metrics=True, begin=begin)
+
+
 def map_part(task: MapTask, part: Part) -> None:
-    """Compute the metrics of one part that are not finished, and write each as one file.
+    """Compute the metrics of one part that are not finished, and write each as one file; see :func:`measure_part`."""
+    measure_part(task, part)()
+
+
+def measure_part(task: MapTask, part: Part) -> Callable[[], None]:
+    """Compute the metrics of one part that are not finished; return what writes each as one file.
+
+    Writing sorts, and leaves the interpreter lock while it does, so that the next part may be measured meanwhile.
 
     Raises:
         MetricFailedError: when a metric raises; names it and the sample.
@@ -63,7 +80,7 @@ def map_part(task: MapTask, part: Part) -> None:
     """
     metrics = [metric for metric in task.metrics if not _can_be_kept(task, metric, part)]
     if not metrics:
-        return
+        return lambda: None
     if task.later and task.kept:
         with suppress(IndexCorruptError):  # the source is read again
             return _measure(task, part, metrics, kept_batches(task, part))
@@ -71,8 +88,8 @@ def map_part(task: MapTask, part: Part) -> None:
     return _measure(task, part, metrics, keeping(task, part, batches) if task.kept and not task.later else batches)
 
 
-def _measure(task: MapTask, part: Part, metrics: Sequence[Metric], batches: Iterator[Any]) -> None:
-    """Compute metrics of the batches of one part, and write each as one file."""
+def _measure(task: MapTask, part: Part, metrics: Sequence[Metric], batches: Iterator[Any]) -> Callable[[], None]:
+    """Compute metrics of the batches of one part; return what writes each as one file."""
     values: dict[str, list[pa.Array]] = {metric.name: [] for metric in metrics}
     sums: dict[str, np.ndarray] = {}
     for start, rows, batch in _numbered(task, part, batches):
@@ -86,11 +103,15 @@ def _measure(task: MapTask, part: Part, metrics: Sequence[Metric], batches: Iter
                 values[metric.name].append(found)
             else:
                 sums[metric.name] = added(metric.name, sums.get(metric.name), checked_sum(metric, result))
-    for metric in metrics:
-        if metric.kind == "per_sample":
-            _write_values(task, metric, part, values.pop(metric.name))
-        else:
-            _write_sum(task, metric, part, sums.pop(metric.name))
+
+    def write() -> None:
+        for metric in metrics:
+            if metric.kind == "per_sample":
+                _write_values(task, metric, part, values.pop(metric.name))
+            else:
+                _write_sum(task, metric, part, sums.pop(metric.name))
+
+    return write
 
 
 def _numbered(task: MapTask, part: Part, batches: Iterator[Any]) -> Iterator[tuple[int, int, Any]]:

@@ -29,7 +29,9 @@ from arrowds.index.ranges import Cut, rows_up_to
 from arrowds.schema import SAMPLE_ID, VALUE, mapped_type, narrowed, numpy_dtype, type_named
 from arrowds.store import Store
 
-ROWS_PER_BATCH = 1 << 14
+ROWS_PER_BATCH = 1 << 12
+"""What a bucket takes of a run is read in whole batches, at most two of them too many."""
+
 SAMPLE_SIZE = 1 << 18
 """Rows that decide where buckets are cut, where there are more; drawn by their number, whatever the parts."""
 

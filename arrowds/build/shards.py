@@ -10,15 +10,14 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from arrowds.build.commit import begin, commit, has_build, plan_columns, run_reduce
-from arrowds.build.engines import Engine, LocalEngine, Work
-from arrowds.build.map import is_finished, map_part, sum_of_parts
+from arrowds.build.engines import Engine, LocalEngine
+from arrowds.build.map import is_finished, map_work, sum_of_parts
 from arrowds.build.operations import plan_analysis, plan_append
 from arrowds.build.plan import BuildPlan, Part
 from arrowds.build.progress import ProgressCallback, reporting
@@ -133,8 +132,7 @@ def map_parts(plan: BuildPlan, parts: Sequence[Part], engine: Engine, progress: 
             if totals is None:
                 waiting += [metric.name for metric in metrics]
                 continue
-            in_threads = plan.source.concurrent and all(metric.in_threads for metric in metrics)
-            work = Work(partial(map_part, plan.task(metrics, totals)), in_threads, "samples", runs_metrics=True)
+            work = map_work(plan, metrics, totals)
             with closing(engine.run(work, parts)) as finished:
                 for part in finished:
                     done += len(part)

@@ -119,12 +119,12 @@ def write_ipc(
 
     Where there are several batches, columns must have types of a fixed width and no nulls: then they are equally long.
     """
-    batches = table.combine_chunks().to_batches(max_chunksize=rows_per_batch)
+    table = table.combine_chunks()
+    batches = table.to_batches(max_chunksize=rows_per_batch)
     nbytes = pa.ipc.get_record_batch_size(batches[0]) if batches else 0
-    schema = table.schema.with_metadata({**metadata, _BATCH_BYTES: str(nbytes).encode()})
-    with store.writing(name) as draft, pa.ipc.new_file(str(draft.path), schema) as writer:
-        for batch in batches:
-            writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+    table = table.replace_schema_metadata({**metadata, _BATCH_BYTES: str(nbytes).encode()})
+    with store.writing(name) as draft, pa.ipc.new_file(str(draft.path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_per_batch)  # at once, as each call leaves the interpreter lock
     written: FileRecord = draft.written
     return written
 

@@ -105,11 +105,12 @@ def merged(slices: Iterable[pa.Table], kind: pa.DataType, *, single_value: bool)
         kind: the Arrow type of the values that are given.
         single_value: whether all rows have one value.
     """
-    frames = (_frame(table, kind) for table in slices if table.num_rows)
+    tables = (_of_kind(table, kind) for table in slices if table.num_rows)
     if single_value:
-        yield from _regrouped(frames)
-    elif unsorted := list(frames):
-        yield from _sorted(pl.concat(unsorted, rechunk=True)).iter_slices(ROWS_PER_FILE)
+        yield from _regrouped(map(pl.DataFrame, tables))
+    elif unsorted := list(tables):
+        rows = pl.DataFrame(pa.concat_tables(unsorted).combine_chunks())
+        yield from _sorted(rows).iter_slices(ROWS_PER_FILE)
 
 
 def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
@@ -130,10 +131,9 @@ def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
     return frame[pl.Series(taken)]
 
 
-def _frame(table: pa.Table, kind: pa.DataType) -> pl.DataFrame:
-    frame = pl.DataFrame(table)
-    dtype = pl.Series(pa.nulls(0, kind)).dtype
-    return frame if frame.schema[VALUE] == dtype else frame.with_columns(pl.col(VALUE).cast(dtype))
+def _of_kind(table: pa.Table, kind: pa.DataType) -> pa.Table:
+    at = table.schema.get_field_index(VALUE)
+    return table if table.schema.types[at] == kind else table.set_column(at, VALUE, table.column(at).cast(kind))
 
 
 def _regrouped(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:

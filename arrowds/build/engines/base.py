@@ -23,12 +23,15 @@ class Work:
         releases_gil: whether threads of one process can do several items at a time.
         name: what an item is, for messages, before what it says of itself: "samples" and "0 to 1023".
         runs_metrics: whether metric functions run, which may need what an engine has for them: models, devices.
+        begin: does the first half of an item, and returns the second, which releases the interpreter lock: a thread may
+            do it while the next item begins. None where an item has no halves.
     """
 
     function: Callable[[Any], None]
     releases_gil: bool
     name: str
     runs_metrics: bool = False
+    begin: Callable[[Any], Callable[[], None]] | None = None
 
     def label(self, item: object) -> str:
         """Name an item in a message."""

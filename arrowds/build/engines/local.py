@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from threading import Event
 
 from arrowds.build.engines.base import Engine, Item, Work
@@ -46,34 +47,54 @@ class LocalEngine(Engine):
     def run(self, work: Work, items: Sequence[Item]) -> Generator[Item, None, None]:
         count = min(self._most, max(len(items), 1))
         if count == 1 and self._workers is not None:
-            yield from _in_process(work, deque(items))
+            yield from _in_process(work, items)
         elif work.releases_gil:
             yield from _in_threads(work, items, count)
         elif self._workers is None:
-            yield from _in_process_while_cheaper(work, deque(items), count)
+            yield from _in_process_while_cheaper(work, items, count)
         else:
             yield from _in_workers(work, items, count)
 
 
-def _in_process(work: Work, items: deque[Item]) -> Generator[Item, None, None]:
-    while items:
-        work.function(items[0])
-        yield items.popleft()
+def _in_process(work: Work, items: Sequence[Item]) -> Generator[Item, None, None]:
+    """Do item after item here; where items have halves, a thread does the second while the next item begins."""
+    if work.begin is None:
+        for item in items:
+            work.function(item)
+            yield item
+        return
+    with ThreadPoolExecutor(1) as thread:
+        ending: deque[tuple[Future[None], Item]] = deque()
+        for item in items:
+            ending.append((thread.submit(work.begin(item)), item))
+            if len(ending) > 1:
+                yield _ended(*ending.popleft())
+        while ending:
+            yield _ended(*ending.popleft())
 
 
-def _in_process_while_cheaper(work: Work, items: deque[Item], count: int) -> Generator[Item, None, None]:
+def _ended(future: Future[None], item: Item) -> Item:
+    future.result()
+    return item
+
+
+def _in_process_while_cheaper(work: Work, items: Sequence[Item], count: int) -> Generator[Item, None, None]:
     """Do item after item here, and hand over to workers once they would save more than their start costs."""
     seconds: list[float] = []
-    while items:
-        began = time.perf_counter()
-        work.function(items[0])
-        seconds.append(time.perf_counter() - began)
-        yield items.popleft()
-        saved = min(seconds) * len(items) * (1 - 1 / count)
-        # One item tells nothing: it also imports what the metrics need.
-        if items and count > 1 and len(seconds) > 1 and saved > 2 * _STARTUP_SECONDS:
-            yield from _in_workers(work, list(items), min(count, len(items)))
-            return
+    began = time.perf_counter()
+    left = dict(enumerate(items))
+    with closing(_in_process(work, items)) as done:
+        for number, item in enumerate(done):
+            seconds.append(time.perf_counter() - began)
+            del left[number]
+            yield item
+            saved = min(seconds) * len(left) * (1 - 1 / count)
+            # One item tells nothing: it also imports what the metrics need.
+            if left and count > 1 and len(seconds) > 1 and saved > 2 * _STARTUP_SECONDS:
+                break
+            began = time.perf_counter()
+    if left:
+        yield from _in_workers(work, list(left.values()), min(count, len(left)))
 
 
 def _in_threads(work: Work, items: Sequence[Item], count: int) -> Generator[Item, None, None]:
@@ -104,4 +125,4 @@ def _in_workers(work: Work, items: Sequence[Item], count: int) -> Generator[Item
             yield left.pop(number)
     except UnloadableTaskError as error:
         logger.warning("running in this process instead of %d workers: %s", count, error)
-        yield from _in_process(work, deque(left.values()))
+        yield from _in_process(work, list(left.values()))

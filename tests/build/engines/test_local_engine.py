@@ -17,7 +17,7 @@ import pytest
 from numbers_dataset import ROWS, Numbers, collate, numbers
 
 import arrowds
-from arrowds.build import api
+from arrowds.build import map as mapping
 from arrowds.build.engines import LocalEngine, Work, local
 from arrowds.errors import ConfigError, MetricFailedError, SourceError, WorkerDiedError
 from arrowds.sources import TorchSource
@@ -307,8 +307,10 @@ def test_small_jobs_stay_in_this_process_and_long_ones_move_to_workers(tmp_path,
 def test_threads_serve_what_works_outside_the_interpreter_lock(tmp_path, monkeypatch):
     table = pa.table({"x": [[1]] * 4000})
     threads = []
-    mapped = api.map_part
-    monkeypatch.setattr(api, "map_part", lambda task, part: (threads.append(threading.get_ident()), mapped(task, part)))
+    done = mapping.map_part
+    monkeypatch.setattr(
+        mapping, "map_part", lambda task, part: (threads.append(threading.get_ident()), done(task, part))
+    )
     arrowds.analyze(table, arrowds.metrics.seqlen("x"), tmp_path / "index", workers=3, progress=False)
     assert len(threads) == 4
     assert threading.get_ident() not in threads
