@@ -21,10 +21,17 @@ _METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+\-]{0,126}")
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 _SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 VALUE_TYPES: tuple[pa.DataType, ...] = (*_UNSIGNED, *_SIGNED, pa.float32(), pa.float64(), pa.bool_())
-VALUE_TYPE_NAMES = tuple(str(kind) for kind in VALUE_TYPES)
+CATEGORY = pa.string()
+"""The type of a categorical metric. Each of its names has a code, its place among the sorted names: uint32 at most."""
+
+MOST_NAMES = 1 << 16
+VALUE_TYPE_NAMES = tuple(str(kind) for kind in (*VALUE_TYPES, CATEGORY))
 """Arrow's names of the value types, as a manifest has them."""
 
-_TYPE_OF_NAME = {np.dtype(kind.to_pandas_dtype()).name: kind for kind in VALUE_TYPES} | {"boolean": pa.bool_()}
+_TYPE_OF_NAME = {np.dtype(kind.to_pandas_dtype()).name: kind for kind in VALUE_TYPES} | {
+    "boolean": pa.bool_(),
+    "string": CATEGORY,
+}
 
 
 def check_metric_name(name: str) -> str:
@@ -49,13 +56,13 @@ def value_type(dtype: object) -> pa.DataType:
     """Return the Arrow type that a declared dtype names: a NumPy, torch, Polars, Arrow or Python spelling.
 
     Raises:
-        MetricValueError: when the dtype is none of the integers, float32, float64 and bool.
+        MetricValueError: when the dtype is none of the integers, float32, float64, bool and string.
 
     >>> value_type("float32"), value_type(np.int64), value_type(bool)
     (DataType(float), DataType(int64), DataType(bool))
     """
     if isinstance(dtype, pa.DataType):
-        found = dtype if dtype in VALUE_TYPES else None
+        found = dtype if dtype in (*VALUE_TYPES, CATEGORY) else None
     else:
         numpy_like = isinstance(dtype, np.dtype) or dtype in (bool, int, float) or _is_numpy_scalar(dtype)
         # torch.int64 and pl.Int64 are unknown to NumPy, but their names are its names.
@@ -81,16 +88,16 @@ def type_named(name: str) -> pa.DataType:
     >>> type_named("double")
     DataType(double)
     """
-    return VALUE_TYPES[VALUE_TYPE_NAMES.index(name)]
+    return (*VALUE_TYPES, CATEGORY)[VALUE_TYPE_NAMES.index(name)]
 
 
 def narrowed(kind: pa.DataType, low: int, high: int) -> pa.DataType:
-    """Return the smallest integer type that holds ``low`` and ``high``; other types stay as they are.
+    """Return the smallest type that holds integers, or the codes of a category, from ``low`` to ``high``; others stay.
 
     >>> narrowed(pa.int64(), 0, 300), narrowed(pa.int64(), -1, 300), narrowed(pa.float64(), 0, 1)
     (DataType(uint16), DataType(int16), DataType(double))
     """
-    if not pa.types.is_integer(kind):
+    if not pa.types.is_integer(kind) and kind != CATEGORY:
         return kind
     for candidate in _UNSIGNED if low >= 0 else _SIGNED:
         limits = np.iinfo(candidate.to_pandas_dtype())
@@ -100,7 +107,9 @@ def narrowed(kind: pa.DataType, low: int, high: int) -> pa.DataType:
 
 
 def mapped_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that a memory map stores for ``kind``: bool takes a byte, so that NumPy can view it."""
+    """Return the type that a memory map stores for ``kind``: bool takes a byte, a name the bytes of its code."""
+    if kind == CATEGORY:
+        return pa.uint32()
     return pa.uint8() if pa.types.is_boolean(kind) else kind
 
 

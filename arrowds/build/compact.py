@@ -25,7 +25,7 @@ from arrowds.index import manifest as manifests
 from arrowds.index.manifest import Manifest, Segment
 from arrowds.index.ranges import ROWS_PER_FILE
 from arrowds.index.totals import read_total, sum_of_segments, write_total
-from arrowds.index.view import ViewSpec, remove_dead_drafts
+from arrowds.index.view import ViewSpec, columns_of, remove_dead_drafts, view_key
 from arrowds.schema import mapped_type, numpy_dtype
 from arrowds.store import TEMPORARY, LocalStore, Store, open_store
 
@@ -182,6 +182,7 @@ def _plan_column(store: Store, build: str, base: Manifest, metric: str, group: S
         nullable=base.metrics[metric].nulls == "keep",
         cuts=cuts_of(_sampled(spec), spec.num_samples),
         digest=digest,
+        names=spec.names,
     )
 
 
@@ -265,7 +266,9 @@ def vacuum(
     for manifest in old:
         manifests.retire(store, manifest.version)
     named = {name for manifest in kept for name in manifest.files}
-    views = {paths.view(name, ViewSpec.of(store, manifest, name).key) for manifest in kept for name in manifest.metrics}
+    views = {
+        paths.view(name, view_key(columns_of(store, manifest, name))) for manifest in kept for name in manifest.metrics
+    }
     finished = {build for build in builds if any(has_build(manifest, build) for manifest in snapshots)}
     for build in finished:
         discard(store, build)  # it was killed between its commit and the end

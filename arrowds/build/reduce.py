@@ -25,8 +25,9 @@ from arrowds.errors import IndexNotFoundError, MetricValueError
 from arrowds.index import files, paths
 from arrowds.index.manifest import Bucket, Column, File, digest_fault
 from arrowds.index.ranges import ROWS_PER_FILE, Cut, cut_buckets, is_single_value, merged, rows_per_bucket
+from arrowds.index.view import codes_in
 from arrowds.parallel import ordered_map, stop_if_told
-from arrowds.schema import COUNT, VALUE, mapped_type, narrowed, numpy_dtype
+from arrowds.schema import CATEGORY, COUNT, MOST_NAMES, VALUE, mapped_type, narrowed, numpy_dtype
 from arrowds.store import Store
 
 
@@ -54,6 +55,7 @@ class ColumnPlan:
         logical: the type that the metric declares.
         stored: the smallest integer type that holds the values, or the declared type.
         nullable: whether samples may have no value.
+        names: of a categorical metric, those that occur, sorted: each value is the place of its name.
         cuts: where the order is cut into buckets.
         digest: of what goes in; what tasks report of other input is not used.
     """
@@ -69,6 +71,7 @@ class ColumnPlan:
     nullable: bool
     cuts: tuple[Cut, ...]
     digest: str
+    names: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> list[ReduceTask]:
@@ -77,6 +80,7 @@ class ColumnPlan:
         return [
             *(ReduceTask("values", number) for number in chunks),
             *(ReduceTask("bucket", number) for number in range(len(self.cuts) + 1)),
+            *([ReduceTask("names", 0)] if self.logical == CATEGORY else []),
         ]
 
     def outcome(self, task: ReduceTask) -> str:
@@ -99,15 +103,17 @@ class ColumnPlan:
             return {}
         if task.kind == "values":
             return {paths.values(self.metric, self.key, task.number): File.model_validate(report["written"])}
+        if task.kind == "names":
+            return {paths.names(self.metric, self.key): File.model_validate(report["written"])}
         bucket = Bucket.model_validate(report["written"])
         return Column(key=self.key, stored_type=str(self.stored), values=(), buckets=(bucket,)).files(self.metric)
 
 
 @dataclass(frozen=True, slots=True)
 class ReduceTask:
-    """One file of values in sample order, or one bucket."""
+    """One file of values in sample order, one bucket, or the names of a category."""
 
-    kind: Literal["values", "bucket"]
+    kind: Literal["values", "bucket", "names"]
     number: int
 
 
@@ -118,7 +124,7 @@ def plan_column(
 
     Raises:
         IndexCorruptError: when a run can't be read.
-        MetricValueError: when runs have different types.
+        MetricValueError: when runs have different types, or there are too many names.
     """
     for _ in ordered_map(lambda run: run.kind, runs, threads=store.files_at_once or 1):
         pass  # now each has its metadata
@@ -128,12 +134,18 @@ def plan_column(
             raise MetricValueError(
                 f"metric {metric!r} gave {logical} for some samples but {run.kind} for others; declare its dtype"
             )
+    names: list[str] = []
+    if logical == CATEGORY:
+        names = sorted(set().union(*(run.names for run in runs)))
+        refuse_too_many(metric, names)
+        runs = [replace(run, codes=codes_in(names, run.names)) for run in runs]
     ends = [end for run in runs if len(run.fences) for end in (run.fences[0].item(), run.fences[-1].item())]
     return ColumnPlan(
         store=store,
         build=build,
         metric=metric,
         key=key,
+        names=tuple(names),
         rows=tuple(replace(run) for run in runs),  # without what was read of them
         num_samples=num_samples,
         logical=logical,
@@ -142,6 +154,15 @@ def plan_column(
         cuts=cuts_of(np.concatenate([run.sampled for run in runs]), num_samples),
         digest=xxhash.xxh3_128_hexdigest("|".join(run.digest for run in runs).encode()),
     )
+
+
+def refuse_too_many(metric: str, names: Sequence[str]) -> None:
+    """Raise MetricValueError where a categorical metric has more names than make sense of one."""
+    if len(names) > MOST_NAMES:
+        raise MetricValueError(
+            f"metric {metric!r} has {len(names)} different names, more than the {MOST_NAMES:,} of a categorical "
+            "metric; measure a number instead, such as pl.col(...).hash()"
+        )
 
 
 def cuts_of(sampled: np.ndarray, num_samples: int) -> tuple[Cut, ...]:
@@ -161,7 +182,7 @@ def reduce_task(column: ColumnPlan, task: ReduceTask) -> None:
     """
     if _can_be_kept(column, task):
         return
-    written = _write_values(column, task.number) if task.kind == "values" else _write_bucket(column, task.number)
+    written = _WRITERS[task.kind](column, task.number)
     said = None if written is None else json.loads(written.model_dump_json())
     report = {"digest": _digest_of(column, said), "written": said}
     column.store.write(column.outcome(task), json.dumps(report).encode())
@@ -185,7 +206,7 @@ def finished_column(plan: ColumnPlan) -> Column:
     Raises:
         IndexNotFoundError: when a task is not finished; names it.
     """
-    values, buckets = [], []
+    values, buckets, names = [], [], None
     reports = ordered_map(plan.reported, plan.tasks, threads=plan.store.files_at_once or 1)
     for task, report in zip(plan.tasks, reports, strict=True):
         if report is None:
@@ -195,9 +216,11 @@ def finished_column(plan: ColumnPlan) -> Column:
             )
         if task.kind == "values":
             values.append(File.model_validate(report["written"]))
+        elif task.kind == "names":
+            names = File.model_validate(report["written"])
         elif report["written"] is not None:
             buckets.append(Bucket.model_validate(report["written"]))
-    return Column(key=plan.key, stored_type=str(plan.stored), values=tuple(values), buckets=tuple(buckets))
+    return Column(key=plan.key, stored_type=str(plan.stored), values=tuple(values), buckets=tuple(buckets), names=names)
 
 
 def _write_values(column: ColumnPlan, number: int) -> File:
@@ -243,6 +266,15 @@ def _write_bucket(column: ColumnPlan, number: int) -> Bucket | None:
         files=tuple(written),
         distribution=File.of(files.write_parquet(column.store, name, distribution.to_arrow())),
     )
+
+
+def _write_names(column: ColumnPlan, number: int) -> File:
+    """Write the names of a category, in the order of their codes."""
+    table = pa.table({VALUE: pa.array(column.names, CATEGORY)})
+    return File.of(files.write_parquet(column.store, paths.names(column.metric, column.key), table))
+
+
+_WRITERS = {"values": _write_values, "bucket": _write_bucket, "names": _write_names}
 
 
 def _slices(column: ColumnPlan, after: Cut | None, up_to: Cut | None) -> Iterator[pa.Table]:

@@ -14,7 +14,7 @@ from arrowds.batch import as_numpy
 from arrowds.errors import MetricValueError
 from arrowds.index.totals import wide
 from arrowds.metrics import Metric
-from arrowds.schema import VALUE_TYPES
+from arrowds.schema import CATEGORY, VALUE_TYPES
 
 
 def checked_values(metric: Metric, result: Any, *, start: int, rows: int) -> pa.Array:
@@ -73,6 +73,8 @@ def _cast(metric: Metric, values: pa.Array, *, start: int, stop: int) -> pa.Arra
     """Cast to the declared type; a cast that would change a value is an error."""
     # What SQL makes of a literal such as 2.0 is a decimal.
     wanted = metric.dtype or (pa.float64() if pa.types.is_decimal(values.type) else values.type)
+    if wanted == CATEGORY and (metric.categorical or metric.dtype == CATEGORY):
+        return _names(metric, values, start=start, stop=stop)
     if wanted not in VALUE_TYPES:
         raise MetricValueError(
             f"metric {metric.name!r} returned {wanted}; declare a dtype that an index can hold: "
@@ -96,6 +98,21 @@ def _cast(metric: Metric, values: pa.Array, *, start: int, stop: int) -> pa.Arra
             f"dtype {wanted} can't hold: {error}"
         ) from error
     return cast
+
+
+def _names(metric: Metric, values: pa.Array, *, start: int, stop: int) -> pa.Array:
+    """Return the names of categories as they are."""
+    try:
+        names = values.cast(CATEGORY) if pa.types.is_large_string(values.type) else values
+        if names.type != CATEGORY:
+            raise pa.ArrowInvalid("a category is a string")
+        names.validate(full=True)
+    except pa.ArrowException as error:
+        raise MetricValueError(
+            f"metric {metric.name!r} returned {values.type} values for the samples {start} to {stop - 1} that can't be "
+            f"the names of categories: {error}"
+        ) from error
+    return names
 
 
 def _refuse_missing(metric: Metric, values: pa.Array, *, start: int) -> None:

@@ -2,7 +2,8 @@
 
 A run is an uncompressed IPC file of the part's values with their ids inside the segment, sorted by (value, sample_id),
 without the samples that have no value. Its metadata has the first value of each record batch, so that a range of values
-is found without reading the others, and the values of the rows that decide where buckets are cut. The values are left
+is found without reading the others, and the values of the rows that decide where buckets are cut. Of a category the
+values are codes: the places of the names that occur in the part, which the metadata has, sorted. The values are left
 in the order of the rows as well, for the reduce to copy. Both files have the smallest integer type that holds the part;
 the metadata has the type that the metric declares, and values of that type.
 
@@ -13,8 +14,9 @@ measures again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -26,7 +28,7 @@ from arrowds.arrays import arrow_view, numpy_view
 from arrowds.errors import IndexCorruptError
 from arrowds.index import files
 from arrowds.index.ranges import Cut, rows_up_to
-from arrowds.schema import SAMPLE_ID, VALUE, mapped_type, narrowed, numpy_dtype, type_named
+from arrowds.schema import CATEGORY, SAMPLE_ID, VALUE, mapped_type, narrowed, numpy_dtype, type_named
 from arrowds.store import Store
 
 ROWS_PER_BATCH = 1 << 12
@@ -36,16 +38,17 @@ SAMPLE_SIZE = 1 << 18
 """Rows that decide where buckets are cut, where there are more; drawn by their number, whatever the parts."""
 
 _DIGEST, _TYPE, _FENCES, _SAMPLE = b"arrowds.part", b"arrowds.type", b"arrowds.fences", b"arrowds.sample"
-_BATCHES, _VALUES, _SELF = b"arrowds.batches", b"arrowds.values", b"arrowds.self"
+_BATCHES, _VALUES, _NAMES, _SELF = b"arrowds.batches", b"arrowds.values", b"arrowds.names", b"arrowds.self"
 _DIGEST_BYTES = 32
-_METADATA = (_DIGEST, _TYPE, _FENCES, _SAMPLE, _BATCHES, _VALUES)
+_METADATA = (_DIGEST, _TYPE, _FENCES, _SAMPLE, _BATCHES, _VALUES, _NAMES)
 
 
 @dataclass(frozen=True)
 class Run:
     """The sorted run of a part, whose ids are [first_id, first_id + num_rows); rows are read when they are asked for.
 
-    ``values_name`` is the file of the same values in the order of the ids.
+    ``values_name`` is the file of the same values in the order of the ids. ``codes`` gives the code in the segment of
+    each of the part's codes; None where values are no codes, or the part's own.
     """
 
     store: Store
@@ -53,6 +56,16 @@ class Run:
     values_name: str
     first_id: int
     num_rows: int
+    codes: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the part's codes, where the metric is categorical."""
+        found: list[str] = json.loads(self._metadata[_NAMES])
+        return found
+
+    def _coded(self, values: np.ndarray) -> np.ndarray:
+        return values if self.codes is None else self.codes[values]
 
     @cached_property
     def _reader(self) -> files.Batches:
@@ -85,12 +98,12 @@ class Run:
     @cached_property
     def fences(self) -> np.ndarray:
         """The first value of each record batch, and the last value of all; empty where no sample has a value."""
-        return np.frombuffer(self._metadata[_FENCES], self._dtype)
+        return self._coded(np.frombuffer(self._metadata[_FENCES], self._dtype))
 
     @property
     def sampled(self) -> np.ndarray:
         """The values of those rows of the part that decide where buckets are cut."""
-        return np.frombuffer(self._metadata[_SAMPLE], self._dtype)
+        return self._coded(np.frombuffer(self._metadata[_SAMPLE], self._dtype))
 
     def is_whole(self) -> bool:
         """Whether both files have the content that was written; after a power cut, blocks of theirs may be missing.
@@ -137,7 +150,7 @@ class Run:
         firsts = self.fences[:-1]
         start = 0 if after is None else max(rows_up_to(firsts, after) - 1, 0)
         stop = len(firsts) if up_to is None else rows_up_to(firsts, up_to)
-        batches = self._read(start, stop)
+        batches = [self._recoded(batch) for batch in self._read(start, stop)]
         if batches and up_to is not None:
             batches[-1] = batches[-1][: rows_up_to(numpy_view(batches[-1].column(0)), up_to)]
         if batches and after is not None:
@@ -145,6 +158,12 @@ class Run:
         filled = [batch for batch in batches if batch.num_rows]
         if filled:
             yield pa.Table.from_batches(filled).replace_schema_metadata(None)
+
+    def _recoded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if self.codes is None:
+            return batch
+        values = arrow_view(self.codes[numpy_view(batch.column(0))])
+        return pa.record_batch({VALUE: values, SAMPLE_ID: batch.column(1)})
 
     def scatter(self, values: np.ndarray, present: np.ndarray | None, start: int) -> None:
         """Write the values of the ids [start, start + len(values)) into their rows, and mark them as present."""
@@ -155,7 +174,7 @@ class Run:
         rows = slice(self.first_id + low - start, self.first_id + high - start)
         missing = missing_values(found)
         plain = numpy_view(found)
-        plain = plain.view(np.uint8) if plain.dtype == np.bool_ else plain
+        plain = plain.view(np.uint8) if plain.dtype == np.bool_ else self._coded(plain)
         values[rows] = plain if missing is None else np.where(missing, plain.dtype.type(0), plain)
         if present is not None:
             present[rows] = True if missing is None else ~missing
@@ -172,7 +191,7 @@ def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> N
     """
     first_id = run.first_id
     missing = missing_values(values)
-    plain = numpy_view(values)
+    names, plain = coded(values) if values.type == CATEGORY else ([], numpy_view(values))
     plain = plain.view(np.uint8) if plain.dtype == np.bool_ else plain
     rows = sampled_rows(num_samples)
     if rows is None:
@@ -200,6 +219,7 @@ def write_run(run: Run, values: pa.Array, *, num_samples: int, digest: str) -> N
         _SAMPLE: np.ascontiguousarray(sampled).tobytes(),
         _BATCHES: b"".join(digests),
         _VALUES: written.xxh3.encode(),
+        _NAMES: json.dumps(names).encode(),
     }
     files.write_ipc(
         run.store,
@@ -221,11 +241,21 @@ def _digest(*parts: np.ndarray | bytes) -> bytes:
 
 def _narrowest(kind: pa.DataType, values: np.ndarray, missing: np.ndarray | None) -> np.dtype[np.generic]:
     """Return the smallest type that holds the values of a part: lengths are int64, but fit into two bytes."""
-    if not pa.types.is_integer(kind):
+    if not pa.types.is_integer(kind) and kind != CATEGORY:
         return numpy_dtype(mapped_type(kind))
     present = values if missing is None else values[~missing]
     ends = (int(present.min()), int(present.max())) if len(present) else (0, 0)
     return numpy_dtype(narrowed(kind, *ends))
+
+
+def coded(values: pa.Array) -> tuple[list[str], np.ndarray]:
+    """Return the names that occur, sorted by their code points, and of each value the place of its name (uint32)."""
+    encoded = values.dictionary_encode()
+    names = np.array(encoded.dictionary.to_pylist(), object)
+    order = np.argsort(names)
+    codes = np.zeros(max(len(names), 1), np.uint32)
+    codes[order] = np.arange(len(names), dtype=np.uint32)
+    return names[order].tolist(), codes[numpy_view(encoded.indices.fill_null(0))]
 
 
 def missing_values(values: pa.Array) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -98,10 +98,10 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
         raise ConfigError(f"expected a Polars expression such as pl.col('loss') < 8, got {expression!r}")
     names = expression.meta.root_names()
     for name in names:
-        find_metric(index, name)
+        _check_known(index, name)
     if not names:
         raise ConfigError(f"{expression} uses no metric; the index has {', '.join(index.metrics)}")
-    columns = {name: _series(index[name].values) for name in names}
+    columns = {name: _series(index[name].values, getattr(index[name], "names", ())) for name in names}
     series = pl.DataFrame(columns).select(expression.alias("value"))["value"]
     if len(series) != index.num_samples:
         raise ConfigError(
@@ -114,22 +114,30 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
     return np.ma.MaskedArray(series.fill_null(0).to_numpy(), mask=series.is_null().to_numpy())
 
 
-def _series(values: np.ndarray) -> pl.Series:
+def _series(values: np.ndarray, names: Sequence[str]) -> pl.Series:
     import polars as pl
 
     series = pl.Series(np.ma.getdata(values))
-    if series.dtype.is_integer() and series.dtype != pl.UInt64:
+    if names:
+        series = series.cat.to(pl.Enum(names))
+    elif series.dtype.is_integer() and series.dtype != pl.UInt64:
         series = series.cast(pl.Int64)
     mask = np.ma.getmask(values)
     return series if mask is np.ma.nomask else series.to_frame("x").select(pl.when(~pl.Series(mask)).then("x"))["x"]
 
 
 def find_metric(index: MetricSource, name: str) -> MetricValues:
-    """Return a metric of the index.
+    """Return a metric of the index whose values are numbers.
 
     Raises:
-        ConfigError: for an unknown name; the message lists the metrics of the index.
+        ConfigError: for an unknown name; the message lists the metrics of the index. And for a categorical metric.
     """
+    _check_known(index, name)
+    if getattr(index[name], "names", ()):
+        raise ConfigError(f"metric {name!r} is categorical: it can choose samples (where=), but has no sizes to go by")
+    return index[name]
+
+
+def _check_known(index: MetricSource, name: str) -> None:
     if name not in index.metrics:
         raise ConfigError(f"the index has no metric {name!r}; it has {', '.join(index.metrics) or 'none'}")
-    return index[name]

@@ -55,6 +55,10 @@ def trace_table(
         )
     for name, metric in values.items():
         drawn = metric.values[ids]
+        if names := getattr(metric, "names", ()):
+            codes = pa.array(np.ma.getdata(drawn), mask=np.ma.getmaskarray(drawn))
+            columns[name] = pa.DictionaryArray.from_arrays(codes, pa.array(names)).dictionary_decode()
+            continue
         # Stored integers may be narrower than the metric declares: differences would wrap around.
         declared = getattr(metric, "dtype", drawn.dtype)
         columns[name] = pa.array(np.ma.getdata(drawn).astype(declared, copy=False), mask=np.ma.getmaskarray(drawn))

@@ -86,7 +86,7 @@ class BucketOrder:
         return sum(
             self._rank_in_bucket(segment, bucket, value, side)
             for segment, column in enumerate(self._spec.columns)
-            for bucket in column.column.buckets
+            for bucket in column.buckets
         )
 
     def _rank_in_bucket(self, segment: int, bucket: Bucket, value: float, side: Side) -> int:
@@ -122,7 +122,7 @@ class BucketOrder:
         return np.asarray(self._distribution[VALUE].to_physical().to_numpy()[rows].astype(dtype))
 
     def _values_of_one_segment(self, positions: np.ndarray) -> np.ndarray:
-        buckets = self._spec.columns[0].column.buckets
+        buckets = self._spec.columns[0].buckets
         stops = np.cumsum([bucket.rows for bucket in buckets])
         numbers = np.searchsorted(stops, positions, side="right")
         values = np.empty(positions.shape, numpy_dtype(mapped_type(self._spec.stored)))
@@ -150,7 +150,7 @@ class BucketOrder:
         column = self._spec.columns[0]
         pieces = []
         first = 0
-        for bucket in column.column.buckets:
+        for bucket in column.buckets:
             left = bucket.rows
             for number in range(len(bucket.files)):
                 rows = min(left, ROWS_PER_FILE)
@@ -173,14 +173,14 @@ def _bucket_distribution(column: SegmentColumn, bucket: Bucket) -> pl.DataFrame:
     table = files.read_parquet(column.store, name, recorded=bucket.distribution)
     if table.num_rows != bucket.num_distinct or table.column_names != [VALUE, COUNT]:
         raise IndexCorruptError(f"{column.store.url}/{name} has {table.num_rows} rows instead of {bucket.num_distinct}")
-    values = table.column(VALUE)
+    values = column.recoded(table.column(VALUE).combine_chunks())
     frame = pl.DataFrame(table.set_column(0, VALUE, values.cast(mapped_type(values.type))))
     return frame
 
 
 def distribution_of(spec: ViewSpec) -> pl.DataFrame:
     """Return each distinct value of all segments, ascending, with its ``count`` and ``cumulative_count`` (int64)."""
-    pieces = [(column, bucket) for column in spec.columns for bucket in column.column.buckets]
+    pieces = [(column, bucket) for column in spec.columns for bucket in column.buckets]
     dtype = pl.Series(pa.nulls(0, spec.stored)).dtype
     frames = [
         frame.with_columns(pl.col(VALUE).cast(dtype))

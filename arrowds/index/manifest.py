@@ -60,12 +60,13 @@ class Bucket(_Frozen):
 
 
 class Column(_Frozen):
-    """One metric of one segment; its key names its files."""
+    """One metric of one segment; its key names its files. ``names`` are those of a categorical metric."""
 
     key: Key
     stored_type: TypeName
     values: tuple[File, ...]
     buckets: tuple[Bucket, ...]
+    names: File | None = None
 
     @property
     def num_valid(self) -> int:
@@ -80,6 +81,8 @@ class Column(_Frozen):
                 paths.bucket(metric, self.key, bucket.number, part): file for part, file in enumerate(bucket.files)
             }
             found[paths.distribution(metric, self.key, bucket.number)] = bucket.distribution
+        if self.names is not None:
+            found[paths.names(metric, self.key)] = self.names
         return found
 
     def bucket_names(self, metric: str) -> list[str]:

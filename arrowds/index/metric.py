@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,7 +23,7 @@ from arrowds.index.lookup import BucketOrder, Lookup, MappedOrder, distribution_
 from arrowds.index.manifest import Manifest
 from arrowds.index.view import View, ViewSpec
 from arrowds.parallel import computed_once
-from arrowds.schema import numpy_dtype, type_named
+from arrowds.schema import CATEGORY, VALUE, numpy_dtype, type_named
 from arrowds.store import Store
 
 if TYPE_CHECKING:
@@ -85,13 +86,49 @@ class MetricIndex:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """The dtype that the metric declares; ``values`` may hold a smaller integer type."""
-        return numpy_dtype(self.arrow_type)
+        """The dtype that the metric declares; ``values`` may hold a smaller integer type. Of a category, its codes'."""
+        return numpy_dtype(self.spec.stored if self.is_categorical else self.arrow_type)
 
     @property
     def arrow_type(self) -> pa.DataType:
         """The Arrow type that the metric declares."""
         return type_named(self._entry.logical_type)
+
+    @property
+    def is_categorical(self) -> bool:
+        """Whether the values are codes of names."""
+        return bool(self._entry.logical_type == str(CATEGORY))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of a categorical metric, sorted: code i stands for the i-th. Empty for other metrics."""
+        return self.spec.names if self.is_categorical else ()
+
+    def sample_ids_of(self, *names: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Return the ids of the samples with one of some names of a categorical metric, ascending for each name.
+
+        Raises:
+            ConfigError: for a metric that is not categorical, and for a name that does not occur.
+        """
+        codes = [self._code(name) for name in names]
+        found = [self._lookup.ids(self._lookup.rank(code, "left"), self._lookup.rank(code, "right")) for code in codes]
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, numpy_dtype(self.spec.id_type)), *found])
+
+    def _code(self, name: str) -> int:
+        if not self.is_categorical:
+            raise ConfigError(f"metric {self.name!r} is not categorical; use sample_ids(above=, up_to=)")
+        at = bisect_left(self.names, name)
+        if self.names[at : at + 1] != (name,):
+            raise ConfigError(f"metric {self.name!r} has no {name!r}; it has {', '.join(self.names[:20])}")
+        return at
+
+    def _check_numeric(self) -> None:
+        """Refuse what makes no sense of names."""
+        if self.is_categorical:
+            raise ConfigError(
+                f"metric {self.name!r} is categorical, so its values have no size; use sample_ids_of, names or "
+                "distribution()"
+            )
 
     @computed_once
     def spec(self) -> ViewSpec:
@@ -108,7 +145,7 @@ class MetricIndex:
         """How many values occur; the distributions are read where an index has several segments."""
         columns = self.spec.columns
         if len(columns) == 1:
-            return sum(bucket.num_distinct for bucket in columns[0].column.buckets)
+            return sum(bucket.num_distinct for bucket in columns[0].buckets)
         return self.distribution().height
 
     @computed_once
@@ -124,6 +161,7 @@ class MetricIndex:
     def values(self) -> np.ndarray:
         """Row i is the value of sample i: a read-only view of the map, in the stored type.
 
+        Of a categorical metric these are codes; see :attr:`names`.
         Where nulls of an integer or bool metric were kept it is a ``numpy.ma.MaskedArray``; floats keep them as NaN.
         """
         plain = numpy_view(self.column)
@@ -168,6 +206,7 @@ class MetricIndex:
         Raises:
             ConfigError: when ``value`` is NaN or not a number.
         """
+        self._check_numeric()
         return self._lookup.rank(_number(value), side)
 
     def sample_ids(
@@ -201,6 +240,7 @@ class MetricIndex:
         Warns:
             ArrowdsWarning: when the bounds look like shares of 1.
         """
+        self._check_numeric()
         low, high = _as_written(lo), _as_written(hi)
         if not 0 <= low <= high <= 100:
             raise ConfigError(f"percentiles must be 0 <= lo <= hi <= 100, got lo={lo}, hi={hi}")
@@ -234,6 +274,7 @@ class MetricIndex:
 
     def _at(self, positions: Any) -> Any:
         """Return the values at positions of the order."""
+        self._check_numeric()
         if self.num_valid == 0:
             raise ConfigError(f"no sample of {self.name!r} has a value: all are null or NaN")
         values = self._lookup.values_at(np.asarray(positions) % self.num_valid)
@@ -271,8 +312,17 @@ class MetricIndex:
         return pl.DataFrame({"lower": bounds[:-1], "upper": bounds[1:], "count": counts.astype(np.int64)})
 
     def distribution(self) -> pl.DataFrame:
-        """Return each distinct ``value`` in order with its ``count`` and the ``cumulative_count`` up to it."""
-        return distribution_of(self.spec)
+        """Return each distinct ``value`` in order with its ``count`` and the ``cumulative_count`` up to it.
+
+        The values of a categorical metric are its names.
+        """
+        import polars as pl
+
+        found = distribution_of(self.spec)
+        if self.is_categorical:
+            names = pl.Series(self.names, dtype=pl.String)
+            found = found.with_columns(names.gather(found[VALUE].cast(pl.UInt32)).alias(VALUE))
+        return found
 
 
 def warn_of_shares(lo: float, hi: float) -> None:

@@ -20,7 +20,7 @@ def levels_of(metric: MetricIndex) -> dict[str, Any]:
 
 def ends_of(metric: MetricIndex) -> dict[str, Any]:
     """Return the smallest and the largest value alone, which the manifest has."""
-    buckets = [bucket for column in metric.spec.columns for bucket in column.column.buckets]
+    buckets = [bucket for column in metric.spec.columns for bucket in column.buckets]
     if not buckets:
         return {}
     return {"min": min(bucket.low for bucket in buckets), "max": max(bucket.high for bucket in buckets)}

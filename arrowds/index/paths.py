@@ -38,7 +38,7 @@ def version_of(name: str) -> int | None:
 def column(metric: str, key: str) -> list[str]:
     """The prefixes below which all files of one metric of one segment lie."""
     folder = f"{METRICS}/{check_metric_name(metric)}"
-    return [f"{folder}/{kind}/segment={key}" for kind in ("values", "buckets", "distribution")]
+    return [f"{folder}/{kind}/segment={key}" for kind in ("values", "buckets", "distribution", "names")]
 
 
 def values(metric: str, key: str, number: int) -> str:
@@ -58,6 +58,11 @@ def bucket(metric: str, key: str, number: int, file: int) -> str:
 def distribution(metric: str, key: str, number: int) -> str:
     """The distinct values of one bucket and how often each occurs."""
     return f"{column(metric, key)[2]}/{BUCKET}={number:05d}.parquet"
+
+
+def names(metric: str, key: str) -> str:
+    """The names of a categorical metric of one segment, in the order of their codes."""
+    return f"{column(metric, key)[3]}.parquet"
 
 
 def total(name: str, key: str) -> str:

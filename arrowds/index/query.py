@@ -22,7 +22,8 @@ from arrowds.index import paths
 from arrowds.index.data import DataRows, source_files
 from arrowds.index.manifest import Manifest, load
 from arrowds.index.metric import MetricIndex
-from arrowds.schema import COUNT, CUMULATIVE_COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
+from arrowds.index.segments import SegmentColumn
+from arrowds.schema import CATEGORY, COUNT, CUMULATIVE_COUNT, SAMPLE_ID, VALUE, numpy_dtype, sample_id_type
 from arrowds.store import ObjectStore, Store
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class Queryable(Protocol):
 def scan(index: Queryable) -> pl.LazyFrame:
     """Return ``sample_id`` and one column per metric as a LazyFrame; nothing is read yet.
 
-    Columns have the declared types; Polars widens those columns that a query uses. Values that were kept as null or
-    NaN are null.
+    Columns have the declared types, categorical ones an ``Enum`` of their names; Polars widens those columns that a
+    query uses. Values that were kept as null or NaN are null.
 
     >>> import arrowds, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,10 +92,6 @@ def _mapped(metric: MetricIndex) -> pl.LazyFrame:
 
 def _scanned(metric: MetricIndex) -> pl.LazyFrame:
     """One column from the files of all segments, in the order of the ids."""
-    kind = _polars_type(metric.arrow_type)
-    column = pl.col(VALUE).cast(kind)
-    if _has_nan(metric):
-        column = column.fill_nan(None)
     names = [
         [paths.values(metric.name, item.column.key, number) for number in range(len(item.column.values))]
         for item in metric.spec.columns
@@ -102,7 +99,18 @@ def _scanned(metric: MetricIndex) -> pl.LazyFrame:
     store = metric.spec.columns[0].store
     segments = zip(names, metric.spec.columns, strict=True)
     scans = (_scan_parquet(store, listed, {VALUE: item.stored_type}) for listed, item in segments)
-    return pl.concat([frame.select(column.alias(metric.name)) for frame in scans])
+    columns = (_declared(metric, pl.col(VALUE), item) for item in metric.spec.columns)
+    return pl.concat([frame.select(column.alias(metric.name)) for frame, column in zip(scans, columns, strict=True)])
+
+
+def _declared(metric: MetricIndex, column: pl.Expr, item: SegmentColumn) -> pl.Expr:
+    """The values of a segment's files as the metric declares them."""
+    if metric.is_categorical:
+        if item.codes is not None:
+            column = pl.lit(pl.Series(item.codes)).gather(column)
+        return column.cat.to(pl.Enum(metric.names))
+    column = column.cast(_polars_type(metric.arrow_type))
+    return column.fill_nan(None) if _has_nan(metric) else column
 
 
 def _scan_parquet(store: Store, names: list[str], kinds: Mapping[str, pa.DataType]) -> pl.LazyFrame:
@@ -115,6 +123,8 @@ def _scan_parquet(store: Store, names: list[str], kinds: Mapping[str, pa.DataTyp
 
 def _polars_column(metric: MetricIndex) -> pl.Expr:
     column = pl.col(metric.name)
+    if metric.is_categorical:
+        return column.cat.to(pl.Enum(metric.names))
     if metric.column.type != metric.arrow_type:
         return column.cast(_polars_type(metric.arrow_type))
     return column.fill_nan(None) if _has_nan(metric) else column
@@ -155,12 +165,15 @@ def connect(index: Queryable) -> duckdb.DuckDBPyConnection:
         connection.register("samples", scan(index))
     else:
         ids = np.arange(index.manifest.num_samples, dtype=numpy_dtype(sample_id_type(index.manifest.num_samples)))
-        mapped = connection.from_arrow(_mapped_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
+        mapped = connection.from_arrow(_named_table(index).add_column(0, SAMPLE_ID, arrow_view(ids)))
         # Views of Arrow data and not of files: they can be read when DuckDB itself may open no file.
         mapped.project(", ".join([SAMPLE_ID, *(_sql_column(index[name]) for name in index)])).create_view("samples")
     with suppress(SourceError, StorageError):  # a query that names it gets the reason
         _create_data_view(connection, index.data_rows)
     for name in index:
+        if index[name].is_categorical:
+            connection.from_arrow(index[name].distribution().to_arrow()).create_view(f"distribution_{name}")
+            continue
         if isinstance(index.store, ObjectStore):
             connection.register(f"distribution_{name}", _scanned_distribution(index[name]))
             continue
@@ -221,7 +234,7 @@ def _distribution_files(index: Queryable, name: str) -> Dataset:
     names = [
         paths.distribution(name, column.column.key, bucket.number)
         for column in spec.columns
-        for bucket in column.column.buckets
+        for bucket in column.buckets
     ]
     schema = pa.schema({VALUE: spec.stored, COUNT: pa.int64()})
     return dataset([str(index.store.path(name)) for name in names], schema=schema, format="parquet")
@@ -233,7 +246,7 @@ def _scanned_distribution(metric: MetricIndex) -> pl.LazyFrame:
     empty = pl.LazyFrame(schema={VALUE: kind, COUNT: pl.Int64})
     found = [empty]
     for item in metric.spec.columns:
-        names = [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.column.buckets]
+        names = [paths.distribution(metric.name, item.column.key, bucket.number) for bucket in item.buckets]
         if names:
             frame = _scan_parquet(item.store, names, {VALUE: item.stored_type, COUNT: pa.int64()})
             found.append(frame.select(pl.col(VALUE).cast(kind), COUNT))
@@ -243,6 +256,8 @@ def _scanned_distribution(metric: MetricIndex) -> pl.LazyFrame:
 
 def _sql_column(metric: MetricIndex) -> str:
     quoted = _quoted(metric.name)
+    if metric.is_categorical:
+        return quoted
     if metric.column.type != metric.arrow_type:
         return f"{quoted}::{_SQL_TYPES[str(metric.arrow_type)]} as {quoted}"
     return f"case when isnan({quoted}) then null else {quoted} end as {quoted}" if _has_nan(metric) else quoted
@@ -341,8 +356,18 @@ def _check_reads_only(connection: duckdb.DuckDBPyConnection, statement: str) -> 
 
 
 def _mapped_table(index: Queryable) -> pa.Table:
-    """The memory maps of all metrics side by side: stored types, bool as uint8."""
+    """The memory maps of all metrics side by side: stored types, bool as uint8, names of categories by their codes."""
     return pa.table({name: index[name].column for name in index})
+
+
+def _named_table(index: Queryable) -> pa.Table:
+    """The same with the names of categories."""
+    table = _mapped_table(index)
+    for number, name in enumerate(table.column_names):
+        if index[name].is_categorical:
+            names = pa.array(index[name].names, CATEGORY)
+            table = table.set_column(number, name, pa.DictionaryArray.from_arrays(index[name].column, names))
+    return table
 
 
 def _has_nan(metric: MetricIndex) -> bool:

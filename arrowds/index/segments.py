@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +23,43 @@ _FILES_AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class SegmentColumn:
-    """One metric of one segment, whose samples have the ids [first_id, first_id + num_samples)."""
+    """One metric of one segment, whose samples have the ids [first_id, first_id + num_samples).
+
+    ``codes`` gives the code in the index of each of the segment's codes, where the metric is categorical and the index
+    has more names than the segment.
+    """
 
     store: Store
     metric: str
     column: Column
     first_id: int
     num_samples: int
+    codes: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of a categorical metric, in the order of the segment's codes."""
+        name = paths.names(self.metric, self.column.key)
+        found: list[str] = files.read_parquet(self.store, name, recorded=self.column.names).column(0).to_pylist()
+        return found
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The buckets, whose ends are the codes of the index."""
+        codes = self.codes
+        if codes is None:
+            return self.column.buckets
+        return tuple(
+            bucket.model_copy(update={"low": int(codes[int(bucket.low)]), "high": int(codes[int(bucket.high)])})
+            for bucket in self.column.buckets
+        )
+
+    def recoded(self, values: pa.Array) -> pa.Array:
+        """Values from the files as the index has them."""
+        if self.codes is None:
+            return values
+        missing = numpy_view(values.is_null()) if values.null_count else None
+        return arrow_view(self.codes[numpy_view(values.fill_null(0))], missing=missing)
 
     def between(self, after: Cut | None, up_to: Cut | None, id_type: pa.DataType | None = None) -> Iterator[pa.Table]:
         """Yield the rows whose values lie after one cut and up to another, in order, as tables of bounded size.
@@ -38,7 +68,7 @@ class SegmentColumn:
         """
         chosen = [
             (bucket, number)
-            for bucket in self.column.buckets
+            for bucket in self.buckets
             if _overlaps(bucket, after, up_to)
             for number in range(len(bucket.files))
         ]
@@ -54,9 +84,10 @@ class SegmentColumn:
         name = paths.bucket(self.metric, self.column.key, bucket.number, number)
         data = files.content(self.store, name, bucket.files[number])
         with files.naming(self.store, name), pq.ParquetFile(pa.BufferReader(data)) as file:
-            chosen = [group for group in range(file.num_row_groups) if _group_overlaps(file, group, after, up_to)]
+            groups = range(file.num_row_groups)
+            chosen = [group for group in groups if self._group_overlaps(file, group, after, up_to)]
             table = file.read_row_groups(chosen, [VALUE, SAMPLE_ID], use_threads=False)
-        values = table.column(VALUE).combine_chunks()
+        values = self.recoded(table.column(VALUE).combine_chunks())
         values = values.cast(mapped_type(values.type))
         start = 0 if after is None else rows_up_to(numpy_view(values), after)
         stop = len(values) if up_to is None else rows_up_to(numpy_view(values), up_to)
@@ -74,13 +105,15 @@ class SegmentColumn:
     def sorted_values(self, bucket: Bucket, number: int) -> np.ndarray:
         """The values of one file of a bucket, ascending, in the stored type (bool as uint8)."""
         name = paths.bucket(self.metric, self.column.key, bucket.number, number)
-        values = files.read_parquet(self.store, name, [VALUE], bucket.files[number]).column(0).combine_chunks()
+        found = files.read_parquet(self.store, name, [VALUE], bucket.files[number]).column(0).combine_chunks()
+        values = self.recoded(found)
         return numpy_view(values.cast(mapped_type(values.type)))
 
     def chunk(self, number: int) -> pa.Array:
         """The values of the ids from ``number * ROWS_PER_FILE`` on, in the stored type, null where there is none."""
         name = paths.values(self.metric, self.column.key, number)
-        return files.read_parquet(self.store, name, [VALUE], self.column.values[number]).column(0).combine_chunks()
+        table = files.read_parquet(self.store, name, [VALUE], self.column.values[number])
+        return self.recoded(table.column(0).combine_chunks())
 
     def scatter(self, values: np.ndarray, present: np.ndarray | None, start: int) -> None:
         """Write the values of the ids [start, start + len(values)) into their rows, and mark them as present.
@@ -100,6 +133,16 @@ class SegmentColumn:
                 if present is not None:
                     present[rows] = numpy_view(found.is_valid())
 
+    def _group_overlaps(self, file: pq.ParquetFile, group: int, after: Cut | None, up_to: Cut | None) -> bool:
+        """Tell by its statistics whether a row group may have rows of a range; without them it may."""
+        statistics = file.metadata.row_group(group).column(file.schema_arrow.get_field_index(VALUE)).statistics
+        if statistics is None or not statistics.has_min_max:
+            return True
+        low, high = statistics.min, statistics.max
+        if self.codes is not None:
+            low, high = self.codes[[low, high]].tolist()
+        return _reaches(low, high, after, up_to)
+
     @property
     def stored_type(self) -> pa.DataType:
         """The type of the values in the files."""
@@ -108,14 +151,6 @@ class SegmentColumn:
 
 def _overlaps(bucket: Bucket, after: Cut | None, up_to: Cut | None) -> bool:
     return _reaches(bucket.low, bucket.high, after, up_to)
-
-
-def _group_overlaps(file: pq.ParquetFile, group: int, after: Cut | None, up_to: Cut | None) -> bool:
-    """Tell by its statistics whether a row group may have rows of a range; without them it may."""
-    statistics = file.metadata.row_group(group).column(file.schema_arrow.get_field_index(VALUE)).statistics
-    if statistics is None or not statistics.has_min_max:
-        return True
-    return _reaches(statistics.min, statistics.max, after, up_to)
 
 
 def _reaches(low: float, high: float, after: Cut | None, up_to: Cut | None) -> bool:

@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from arrowds.index.ranges import ROWS_PER_FILE, Cut, is_single_value, merged
 from arrowds.index.segments import SegmentColumn
 from arrowds.parallel import ordered_map
 from arrowds.schema import (
+    CATEGORY,
     FORMAT_VERSION,
     SAMPLE_ID,
     VALUE,
@@ -62,6 +63,7 @@ class ViewSpec:
         logical: the type that the metric declares.
         stored: the smallest type that holds the values of all segments.
         key: names the view; a digest of the segments' columns.
+        names: of a categorical metric, those of all segments, sorted; the columns have their places as codes.
     """
 
     metric: str
@@ -71,22 +73,20 @@ class ViewSpec:
     logical: pa.DataType
     stored: pa.DataType
     key: str
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, store: Store, manifest: Manifest, metric: str) -> ViewSpec:
         """What the view of a metric of a snapshot is made of."""
-        columns = tuple(
-            SegmentColumn(store, metric, segment.columns[metric], first, segment.num_samples)
-            for segment, first in zip(manifest.segments, manifest.first_ids, strict=True)
-        )
-        return cls.over(metric, columns, type_named(manifest.metrics[metric].logical_type))
+        return cls.over(metric, columns_of(store, manifest, metric), type_named(manifest.metrics[metric].logical_type))
 
     @classmethod
     def over(cls, metric: str, columns: tuple[SegmentColumn, ...], logical: pa.DataType) -> ViewSpec:
         """What the view of some columns of a metric is made of."""
-        ends = [end for item in columns for bucket in item.column.buckets for end in (bucket.low, bucket.high)]
-        # The digests as well: an index that was deleted and made again may have the same keys.
-        keys = "|".join("|".join([item.column.key, *(file.xxh3 for file in item.column.values)]) for item in columns)
+        names: list[str] = []
+        if logical == CATEGORY:
+            names, columns = _with_common_codes(columns)
+        ends = [end for item in columns for bucket in item.buckets for end in (bucket.low, bucket.high)]
         return cls(
             metric=metric,
             columns=columns,
@@ -94,14 +94,21 @@ class ViewSpec:
             num_valid=sum(item.column.num_valid for item in columns),
             logical=logical,
             stored=narrowed(logical, int(min(ends)), int(max(ends)))
-            if ends and pa.types.is_integer(logical)
+            if ends and (pa.types.is_integer(logical) or names)
+            else mapped_type(logical)
+            if logical == CATEGORY
             else logical,
-            key=xxhash.xxh3_64_hexdigest(f"{FORMAT_VERSION}|{keys}".encode()),
+            key=view_key(columns),
+            names=tuple(names),
         )
 
     def before(self, columns: int) -> ViewSpec:
         """The view of the first segments alone."""
         return ViewSpec.over(self.metric, self.columns[:columns], self.logical)
+
+    def codes_of(self, base: ViewSpec) -> np.ndarray:
+        """The codes that the names of another view have in this one."""
+        return codes_in(self.names, base.names)
 
     @property
     def id_type(self) -> pa.DataType:
@@ -118,6 +125,39 @@ class ViewSpec:
         """About how many bytes the view takes."""
         values, ids = numpy_dtype(mapped_type(self.stored)).itemsize, numpy_dtype(self.id_type).itemsize
         return self.num_samples * values + self.num_samples // 8 + self.num_valid * ids
+
+
+def columns_of(store: Store, manifest: Manifest, metric: str) -> tuple[SegmentColumn, ...]:
+    """Return one metric of every segment of a snapshot."""
+    return tuple(
+        SegmentColumn(store, metric, segment.columns[metric], first, segment.num_samples)
+        for segment, first in zip(manifest.segments, manifest.first_ids, strict=True)
+    )
+
+
+def view_key(columns: Iterable[SegmentColumn]) -> str:
+    """Return the name of the view of some columns, which follows from the manifest alone."""
+    # The digests as well: an index that was deleted and made again may have the same keys.
+    keys = "|".join("|".join([item.column.key, *(file.xxh3 for file in item.column.values)]) for item in columns)
+    return xxhash.xxh3_64_hexdigest(f"{FORMAT_VERSION}|{keys}".encode())
+
+
+def _with_common_codes(columns: Sequence[SegmentColumn]) -> tuple[list[str], tuple[SegmentColumn, ...]]:
+    """Return the names of all segments, and their columns with the places of these as codes."""
+    names_of = [item.names for item in columns]
+    names = sorted(set().union(*names_of))
+    pairs = zip(columns, names_of, strict=True)
+    return names, tuple(replace(item, codes=None if mine == names else codes_in(names, mine)) for item, mine in pairs)
+
+
+def codes_in(names: Sequence[str], some: Sequence[str]) -> np.ndarray:
+    """Return the places of some of these names, all of which are sorted: uint32.
+
+    >>> codes_in(["de", "en", "fr"], ["en", "fr"])
+    array([1, 2], dtype=uint32)
+    """
+    place = {name: number for number, name in enumerate(names)}
+    return np.array([place[name] for name in some], np.uint32)
 
 
 class View:
@@ -301,7 +341,8 @@ def _write_values(path: Path, spec: ViewSpec, base: View | None) -> None:
     if present is None:
         with files.allocated_map(path, spec.stored, spec.num_samples, name=VALUE) as values:
             if base is not None:
-                values[: base.spec.num_samples] = numpy_view(base.values())
+                before = numpy_view(base.values())
+                values[: base.spec.num_samples] = spec.codes_of(base.spec)[before] if spec.names else before
             for _ in ordered_map(copy, chunks, threads=spec.threads):
                 pass
     else:  # a bitmap can't be filled in place; these columns pass through memory
@@ -323,10 +364,10 @@ def _write_order(path: Path, spec: ViewSpec, base: View | None) -> None:
 
 def _copy_order(order: np.ndarray, column: SegmentColumn) -> None:
     """Copy the ids of one segment's buckets, whose order is that of the index."""
-    starts = np.cumsum([0, *(bucket.rows for bucket in column.column.buckets)])
+    starts = np.cumsum([0, *(bucket.rows for bucket in column.buckets)])
     parts = [
         (bucket, number, int(start) + number * ROWS_PER_FILE)
-        for bucket, start in zip(column.column.buckets, starts, strict=False)
+        for bucket, start in zip(column.buckets, starts, strict=False)
         for number in range(len(bucket.files))
     ]
 
@@ -376,7 +417,7 @@ def _ranks(columns: Sequence[SegmentColumn], ascending: np.ndarray) -> np.ndarra
     parts = [
         (column, bucket, number)
         for column in columns
-        for bucket in column.column.buckets
+        for bucket in column.buckets
         for number in range(len(bucket.files))
     ]
     ranks = np.zeros(len(ascending), np.int64)
@@ -415,7 +456,7 @@ def _cuts(spec: ViewSpec) -> list[Cut]:
     """Where the largest segment is cut into buckets."""
     largest = max(spec.columns, key=lambda item: item.column.num_valid)
     cuts: list[Cut] = []
-    for bucket in largest.column.buckets:
+    for bucket in largest.buckets:
         if bucket.low == bucket.high:
             cuts.append(Cut(bucket.low, inclusive=False))
         cuts.append(Cut(bucket.high))

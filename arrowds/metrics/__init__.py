@@ -4,11 +4,13 @@ import polars as pl
 
 from arrowds.errors import MetricError
 from arrowds.metrics.base import Kind, Metric, Nulls, Spec, Totals
+from arrowds.metrics.columns import Column, column
 from arrowds.metrics.expressions import Expression, expr
 from arrowds.metrics.functions import Function, function
 from arrowds.metrics.tokens import SeqLen, TokenCounts, VocabRarity, seqlen, token_counts, vocab_rarity
 
 __all__ = [
+    "Column",
     "Expression",
     "Function",
     "Kind",
@@ -19,6 +21,7 @@ __all__ = [
     "TokenCounts",
     "Totals",
     "VocabRarity",
+    "column",
     "expr",
     "from_spec",
     "function",
@@ -27,7 +30,9 @@ __all__ = [
     "vocab_rarity",
 ]
 
-_STORED: dict[str, type[Metric]] = {kind.__name__: kind for kind in (SeqLen, TokenCounts, VocabRarity, Expression)}
+_STORED: dict[str, type[Metric]] = {
+    kind.__name__: kind for kind in (Column, SeqLen, TokenCounts, VocabRarity, Expression)
+}
 
 
 def from_spec(spec: Spec) -> Metric:

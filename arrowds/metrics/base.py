@@ -40,6 +40,9 @@ class Metric(ABC):
     in_threads: ClassVar[bool] = False
     """True where ``compute`` works outside the interpreter lock, so that threads serve it as well as processes."""
 
+    categorical: ClassVar[bool] = False
+    """True where text is what ``compute`` may return without a declared dtype: the names of categories."""
+
     def __post_init__(self) -> None:
         check_metric_name(self.name)
         for value, allowed in ((self.kind, ("per_sample", "total")), (self.nulls, ("refuse", "keep"))):

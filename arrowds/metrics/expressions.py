@@ -35,7 +35,7 @@ class Expression(Metric):
         return None if selects_more or not names else tuple(sorted(set(names)))
 
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
-        return self._evaluated(_checked_text(as_record_batch(batch, self.columns))).to_arrow()
+        return self._evaluated(checked_text(as_record_batch(batch, self.columns))).to_arrow()
 
     def _evaluated(self, batch: pa.RecordBatch) -> pl.Series:
         frame = pl.from_arrow(batch)
@@ -46,7 +46,7 @@ class Expression(Metric):
     def check(self, batch: Batch) -> None:
         """Compute some rows together and in two halves: an expression that looks at other rows gives other values."""
         rows = as_record_batch(batch, self.columns)
-        rows = _checked_text(rows.slice(0, min(rows.num_rows, _CHECKED_ROWS)))
+        rows = checked_text(rows.slice(0, min(rows.num_rows, _CHECKED_ROWS)))
         half = rows.num_rows // 2
         whole, left, right = map(self._evaluated, (rows, rows.slice(0, half), rows.slice(half)))
         if len(whole) == rows.num_rows and not whole.equals(left.append(right), null_equal=True):
@@ -82,7 +82,7 @@ class Expression(Metric):
         return super().from_options({**options, "expression": _deserialized(str(options["expression"]))})  # type: ignore[dict-item]
 
 
-def _checked_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+def checked_text(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the batch; Polars takes text for valid UTF-8 and would crash on any other.
 
     Raises:
