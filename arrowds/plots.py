@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.index import Index
 from arrowds.index.metric import MetricIndex, warn_of_shares
-from arrowds.index.notebook import levels_of
+from arrowds.index.notebook import levels_of, type_of
 from arrowds.schema import numpy_dtype
 from arrowds.store import replacing
 
@@ -26,8 +26,9 @@ def describe(index: Index) -> dict[str, Any]:
     """Return what there is to know of an index as plain values, ready for JSON.
 
     Under ``metrics`` is a row per metric: name, type, stored_type, samples (that have a value), missing, distinct, min,
-    p1, p25, p50, p75, p99, max (None without any value), defined_with (of which version the totals are that it was
-    defined with, by name) and bytes (of all its files). Under ``totals``: name, type, shape, bytes.
+    p1, p25, p50, p75, p99, max (None without any value, and of a category), names (of a category, the most frequent
+    ones with their counts), defined_with (of which version the totals are that it was defined with, by name) and bytes
+    (of all its files). Under ``totals``: name, type, shape, bytes.
     """
     manifest = index.manifest
     descriptions = list(dict.fromkeys(segment.description for segment in manifest.segments))
@@ -55,15 +56,22 @@ def _describe_metric(index: Index, name: str) -> dict[str, Any]:
     columns = [segment.columns[name] for segment in index.manifest.segments]
     return {
         "name": name,
-        "type": str(metric.dtype),
+        "type": type_of(metric),
         "stored_type": str(numpy_dtype(metric.spec.stored)),
         "samples": metric.num_valid,
         "missing": index.num_samples - metric.num_valid,
         "distinct": metric.num_distinct,
         **levels_of(metric),
+        **({"names": most_frequent(metric)} if metric.is_categorical else {}),
         "defined_with": {total: basis.version for total, basis in entry.basis.items()},
         "bytes": sum(file.bytes for column in columns for file in column.files(name).values()),
     }
+
+
+def most_frequent(metric: MetricIndex, most: int = 20) -> dict[str, int]:
+    """Return the most frequent names of a categorical metric with their counts, the largest first."""
+    counts = metric.distribution().sort("count", descending=True, maintain_order=True).head(most)
+    return dict(zip(counts["value"], counts["count"], strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +195,7 @@ def text_histogram(
     """Draw the :func:`bars` of a metric: in each line of ``width`` characters a bar, its count, the cumulative share.
 
     Lines of their own count what lies below and above the bars. A last line says how many infinite values are left out.
-    A metric without any value gives "no values".
+    A metric without any value gives "no values"; of a category the lines are its most frequent names.
 
     >>> import arrowds, polars as pl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -199,6 +207,10 @@ def text_histogram(
     """
     if not metric.num_valid:
         return "no values"
+    if metric.is_categorical:
+        named = most_frequent(metric, bins)
+        rest = metric.num_valid - sum(named.values())
+        return _lines([*named.items(), *([("all others", rest)] if rest else [])], width)
     chosen = bars(metric, bins, log=log, between=between)
     edges = _edge_labels(chosen)
     edge_width = max(map(len, edges))
@@ -210,7 +222,12 @@ def text_histogram(
         rows.insert(0, (f"below {edges[0]:>{edge_width}}", chosen.below))
     if chosen.above:
         rows.append((f"above {edges[-1]:>{edge_width}}", chosen.above))
-    label_width, count_width = 2 * edge_width + 4, max(len(f"{count:,}") for _, count in rows)
+    return "\n".join([_lines(rows, width), *filter(None, [_left_out(metric)])])
+
+
+def _lines(rows: Sequence[tuple[str, int]], width: int) -> str:
+    """Draw one bar for each label and count, with the count and the share up to it."""
+    label_width, count_width = max(len(label) for label, _ in rows), max(len(f"{count:,}") for _, count in rows)
     bar_width = max(1, width - label_width - count_width - 9)
     most, total, before = max(*(count for _, count in rows), 1), max(sum(count for _, count in rows), 1), 0
     lines = []
@@ -218,7 +235,7 @@ def text_histogram(
         before += count
         bar = _bar(count / most * bar_width)
         lines.append(f"{label:>{label_width}} {bar:<{bar_width}} {count:>{count_width},} {before / total:>6.1%}")
-    return "\n".join([*lines, *filter(None, [_left_out(metric)])])
+    return "\n".join(lines)
 
 
 def _left_out(metric: MetricIndex) -> str:
@@ -262,6 +279,8 @@ def draw(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report") from error
+    if metric.is_categorical:
+        return _draw_names(Figure(figsize=(8, 4.5), layout="constrained"), metric, bins)
     chosen = bars(metric, bins, log=log, between=between)
     edges = chosen.edges
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -278,6 +297,15 @@ def draw(
     cumulative = axes.twinx()
     cumulative.plot(edges, _cumulative_shares(metric, edges), color="tab:orange", label="cumulative")
     cumulative.set(ylabel="share of samples up to this value", ylim=(0, 1.02))
+    return figure
+
+
+def _draw_names(figure: Figure, metric: MetricIndex, most: int) -> Figure:
+    named = most_frequent(metric, most)
+    axes = figure.add_subplot()
+    axes.barh(list(named), list(named.values()), color="tab:blue", alpha=0.6)
+    axes.invert_yaxis()
+    axes.set(xlabel="samples", title=f"{metric.name}: {metric.num_valid:,} samples, {len(metric.names):,} names")
     return figure
 
 

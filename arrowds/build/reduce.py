@@ -140,6 +140,7 @@ def plan_column(
         refuse_too_many(metric, names)
         runs = [replace(run, codes=codes_in(names, run.names)) for run in runs]
     ends = [end for run in runs if len(run.fences) for end in (run.fences[0].item(), run.fences[-1].item())]
+    ends = [0, max(len(names) - 1, 0)] if logical == CATEGORY else ends
     return ColumnPlan(
         store=store,
         build=build,

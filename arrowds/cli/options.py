@@ -37,7 +37,8 @@ Metrics = Annotated[
     typer.Option(
         "--metric",
         metavar="[NAME=]KIND[:COLUMN]",
-        help="seqlen, vocab_rarity or token_counts of a column of token ids (default: input_ids). Repeatable.",
+        help="seqlen, vocab_rarity or token_counts of a column of token ids (default: input_ids); column:NAME for a "
+        "column as it is. Repeatable.",
     ),
 ]
 Expressions = Annotated[
@@ -132,6 +133,8 @@ def _metric(text: str, nulls: Any) -> Metric:
     name, _, rest = text.rpartition("=")
     kind, _, column = rest.partition(":")
     options: dict[str, Any] = {"name": name} if name else {}
+    if kind == "column" and column:
+        return metrics.column(column, nulls=nulls, **options)
     column = column or "input_ids"
     if kind == "seqlen":
         return metrics.seqlen(column, nulls=nulls, **options)
@@ -140,7 +143,7 @@ def _metric(text: str, nulls: Any) -> Metric:
     if kind == "token_counts":
         return metrics.token_counts(column, **options)
     raise typer.BadParameter(
-        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity or token_counts, or use --expr",
+        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity, token_counts or column:NAME, or --expr",
         param_hint="--metric",
     )
 

@@ -49,13 +49,17 @@ def print_summary(index: Index) -> None:
     console.print(f"version {facts['version']}, made by {facts['operation']}; {segments}")
     described = facts["metrics"]
     if described:
-        keys = [key for key in described[0] if key not in ("name", "defined_with")]
+        keys = [key for key in described[0] if key not in ("name", "names", "defined_with")]
         rows = [[key, *(_cell(key, metric[key]) for metric in described)] for key in keys]
         _print(console, ["", *(metric["name"] for metric in described)], rows, [False, *(True for _ in described)])
     for total in facts["totals"]:
         shape = " x ".join(map(str, total["shape"])) or "scalar"
         console.print(Text(f"total {total['name']}: {total['type']}, {shape}, {decimal(total['bytes'])}"))
     for metric in described:
+        if names := metric.get("names"):
+            shown = ", ".join(f"{name} {count:,}" for name, count in names.items())
+            more = ", ..." if metric["distinct"] > len(names) else ""
+            console.print(Text(f"{metric['name']}: {shown}{more}"))
         for total, version in metric["defined_with"].items():
             console.print(Text(f"{metric['name']}: defined with the {total} of version {version}"))
 

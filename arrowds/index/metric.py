@@ -352,11 +352,11 @@ def _as_written(value: Any) -> Decimal:
 def _edges(low: float, high: float, bins: int, kind: np.dtype[Any]) -> np.ndarray:
     """Return the edges of equal bins as ``numpy.histogram`` has them; fewer where neighbours would coincide. Pure."""
     first, last = kind.type(low), kind.type(high)
+    largest = np.finfo(kind).max
     with np.errstate(over="ignore"):
         if first == last:
             spread = max(0.5, abs(np.nextafter(first, kind.type(0)) - first))
-            largest = np.finfo(kind).max
             first, last = max(first - spread, -largest), min(last + spread, largest)
-        halved = 1 if np.isfinite(last - first) else 2
+        halved = 1 if last - first < largest / 2 else 2  # or a product of linspace would overflow
     unique: np.ndarray = np.unique(np.linspace(first / halved, last / halved, bins + 1, dtype=kind) * kind.type(halved))
     return unique

@@ -13,15 +13,21 @@ LEVELS = {"min": 0.0, "p1": 0.01, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0
 
 
 def levels_of(metric: MetricIndex) -> dict[str, Any]:
-    """Return the quantiles of a metric by their names as Python numbers; None without any value."""
-    levels = metric.quantile(list(LEVELS.values())).tolist() if metric.num_valid else [None] * len(LEVELS)
+    """Return the quantiles of a metric by their names as Python numbers; None without any value, and of a category."""
+    has_levels = metric.num_valid and not metric.is_categorical
+    levels = metric.quantile(list(LEVELS.values())).tolist() if has_levels else [None] * len(LEVELS)
     return dict(zip(LEVELS, levels, strict=True))
+
+
+def type_of(metric: MetricIndex) -> str:
+    """Return what the values are, for people."""
+    return "category" if metric.is_categorical else str(metric.dtype)
 
 
 def ends_of(metric: MetricIndex) -> dict[str, Any]:
     """Return the smallest and the largest value alone, which the manifest has."""
     buckets = [bucket for column in metric.spec.columns for bucket in column.buckets]
-    if not buckets:
+    if not buckets or metric.is_categorical:
         return {}
     return {"min": min(bucket.low for bucket in buckets), "max": max(bucket.high for bucket in buckets)}
 
@@ -30,7 +36,7 @@ def metrics_table(title: str, metrics: Iterable[tuple[MetricIndex, dict[str, Any
     """Return the table of some metrics with their quantiles, under a title."""
     head = "".join(f"<th>{name}</th>" for name in ("metric", "type", "samples", *LEVELS))
     rows = "".join(
-        f"<tr><th>{escape(metric.name)}</th><td>{metric.dtype}</td><td>{metric.num_valid:,}</td>"
+        f"<tr><th>{escape(metric.name)}</th><td>{type_of(metric)}</td><td>{metric.num_valid:,}</td>"
         + "".join(f"<td>{escape(_shown(levels.get(name)))}</td>" for name in LEVELS)
         + "</tr>"
         for metric, levels in metrics

@@ -84,20 +84,19 @@ class ViewSpec:
     def over(cls, metric: str, columns: tuple[SegmentColumn, ...], logical: pa.DataType) -> ViewSpec:
         """What the view of some columns of a metric is made of."""
         names: list[str] = []
+        ends: list[Any] = []
         if logical == CATEGORY:
             names, columns = _with_common_codes(columns)
-        ends = [end for item in columns for bucket in item.buckets for end in (bucket.low, bucket.high)]
+            ends = [0, max(len(names) - 1, 0)]
+        elif pa.types.is_integer(logical):
+            ends = [end for item in columns for bucket in item.buckets for end in (bucket.low, bucket.high)]
         return cls(
             metric=metric,
             columns=columns,
             num_samples=sum(item.num_samples for item in columns),
             num_valid=sum(item.column.num_valid for item in columns),
             logical=logical,
-            stored=narrowed(logical, int(min(ends)), int(max(ends)))
-            if ends and (pa.types.is_integer(logical) or names)
-            else mapped_type(logical)
-            if logical == CATEGORY
-            else logical,
+            stored=narrowed(logical, int(min(ends)), int(max(ends))) if ends else logical,
             key=view_key(columns),
             names=tuple(names),
         )
@@ -151,13 +150,13 @@ def _with_common_codes(columns: Sequence[SegmentColumn]) -> tuple[list[str], tup
 
 
 def codes_in(names: Sequence[str], some: Sequence[str]) -> np.ndarray:
-    """Return the places of some of these names, all of which are sorted: uint32.
+    """Return the places of some of these names, all of which are sorted: uint32; one place where there is no name.
 
     >>> codes_in(["de", "en", "fr"], ["en", "fr"])
     array([1, 2], dtype=uint32)
     """
     place = {name: number for number, name in enumerate(names)}
-    return np.array([place[name] for name in some], np.uint32)
+    return np.array([place[name] for name in some] or [0], np.uint32)  # a row without a value has the code 0, too
 
 
 class View:

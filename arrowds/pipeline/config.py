@@ -44,6 +44,14 @@ class TokenMetric(Section):
     name: str | None = None
 
 
+class ColumnMetric(Section):
+    """A column as it is: numbers, or strings as categories."""
+
+    kind: Literal["column"]
+    column: str
+    name: str | None = None
+
+
 class ExpressionMetric(Section):
     """A metric in Polars' SQL expressions, such as ``length(text)``."""
 
@@ -56,7 +64,7 @@ class IndexConfig(Section):
     """The index, and what to measure if it is missing."""
 
     path: Path
-    metrics: list[Annotated[TokenMetric | ExpressionMetric, Field(discriminator="kind")]] = []
+    metrics: list[Annotated[TokenMetric | ColumnMetric | ExpressionMetric, Field(discriminator="kind")]] = []
     workers: Positive | None = None
 
 

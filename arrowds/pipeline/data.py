@@ -16,6 +16,7 @@ from arrowds.loading import ArrowDataset, CurriculumDataLoader
 from arrowds.metrics import Metric
 from arrowds.pipeline.collate import PaddingCollate
 from arrowds.pipeline.config import (
+    ColumnMetric,
     DataConfig,
     ExpressionMetric,
     IndexConfig,
@@ -105,5 +106,7 @@ def _metrics(config: IndexConfig, data: DataConfig | None) -> Iterator[Metric]:
         if isinstance(metric, ExpressionMetric):
             place = f"index.metrics, {metric.name!r}"
             yield metrics.expr(metric.name, sql_expression(metric.sql, place))
+        elif isinstance(metric, ColumnMetric):
+            yield metrics.column(metric.column, name=metric.name)
         else:
             yield of_tokens[metric.kind](metric.column or default, name=metric.name or metric.kind)

@@ -13,7 +13,7 @@ from strategies import value_columns
 
 import arrowds
 from arrowds.errors import ConfigError, IndexCorruptError, VersionNotFoundError
-from arrowds.metrics import expr, function
+from arrowds.metrics import column, expr, function
 
 QUERIES = [
     "select count(*) as n, sum(sample_id) as ids from samples",
@@ -22,6 +22,8 @@ QUERIES = [
     "select * from distribution_length",
     "select * from distribution_loss where cumulative_count > 10",
     "select * from distribution_kept",
+    "select language, count(*) as n, sum(sample_id) as ids from samples where language != 'de' group by 1 order by 1",
+    "select * from distribution_language",
     "select sum(value) as v from total_tokens",
 ]
 
@@ -34,6 +36,7 @@ def table(rows: int, seed: int) -> pa.Table:
             "length": rng.integers(0, 300 * seed, rows),
             "loss": pa.array(loss, mask=rng.random(rows) < 0.1),
             "kept": rng.random(rows) < 0.5,
+            "language": rng.choice(["de", "en", f"new in {seed}"], rows),
         }
     )
 
@@ -43,6 +46,7 @@ def metrics() -> list[arrowds.metrics.Metric]:
         expr("length", pl.col("length")),
         expr("loss", pl.col("loss"), nulls="keep"),
         expr("kept", pl.col("kept")),
+        column("language"),
         function("tokens", counted, dtype=np.int64, kind="total"),
     ]
 
@@ -113,8 +117,8 @@ def test_lookups_answer_as_those_of_a_local_index(seaweed, tmp_path_factory, dat
     for target, options in ((url, seaweed.options), (folder / "index", None)):
         metric = expr("m", pl.col("m"), nulls="keep")
         arrowds.analyze(pa.table({"m": first}), metric, target, storage_options=options, progress=False)
-        for column in more:
-            arrowds.append(pa.table({"m": column}), target, storage_options=options, progress=False)
+        for values in more:
+            arrowds.append(pa.table({"m": values}), target, storage_options=options, progress=False)
     remote = arrowds.open_index(url, storage_options=seaweed.options, cache_dir=folder / "cache")["m"]
     local = arrowds.open_index(folder / "index")["m"]
     bounds = st.none() | st.integers(-4, 4) | st.floats(allow_nan=False) | st.booleans()

@@ -89,6 +89,12 @@ def _check_expressible(index: Index, names: Sequence[str]) -> None:
     known = {*index.metrics, *index.totals}
     if unknown := sorted(set(names) - known):
         raise ConfigError(f"the index has no metric {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    for name in names:
+        if name in index.metrics and index[name].is_categorical:
+            raise UnsupportedError(
+                f"DeepSpeed's files hold numbers only, and metric {name!r} is categorical; leave it out with "
+                "metrics=[...]"
+            )
     floats = [name for name in names if stored_dtype(index, name).kind not in "iub"]
     if floats:
         left = [name for name in names if name not in floats]
