@@ -30,6 +30,7 @@ VALUE_TYPE_NAMES = tuple(str(kind) for kind in (*VALUE_TYPES, CATEGORY))
 
 _TYPE_OF_NAME = {np.dtype(kind.to_pandas_dtype()).name: kind for kind in VALUE_TYPES} | {
     "boolean": pa.bool_(),
+    "str": CATEGORY,
     "string": CATEGORY,
 }
 
@@ -64,7 +65,7 @@ def value_type(dtype: object) -> pa.DataType:
     if isinstance(dtype, pa.DataType):
         found = dtype if dtype in (*VALUE_TYPES, CATEGORY) else None
     else:
-        numpy_like = isinstance(dtype, np.dtype) or dtype in (bool, int, float) or _is_numpy_scalar(dtype)
+        numpy_like = isinstance(dtype, np.dtype) or dtype in (bool, int, float, str) or _is_numpy_scalar(dtype)
         # torch.int64 and pl.Int64 are unknown to NumPy, but their names are its names.
         name = np.dtype(dtype).name if numpy_like else str(dtype).removeprefix("torch.").lower()  # type: ignore[call-overload]  # numpy_like says so
         found = _TYPE_OF_NAME.get(name)

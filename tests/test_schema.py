@@ -43,11 +43,16 @@ def test_python_types_are_those_of_numpy():
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float16", "str", str, complex, np.complex64, pa.string(), pl.String, torch.bfloat16, None, object, 3, np]
+    "dtype", ["float16", complex, np.complex64, pa.binary(), pl.Binary, torch.bfloat16, None, object, 3, np]
 )
 def test_other_dtypes_are_refused_with_those_there_are(dtype):
     with pytest.raises(MetricValueError, match=r"can't have the dtype .*; use one of uint8, .*bool"):
         value_type(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["string", "str", str, pa.string(), pl.String])
+def test_text_is_a_category(dtype):
+    assert value_type(dtype) == pa.string()
 
 
 @given(low=st.integers(-(2**63), 2**63 - 1), high=st.integers(-(2**63), 2**63 - 1))

@@ -159,5 +159,5 @@ def lineage_of(before: str, segments: Sequence[Segment]) -> str:
 def column_lineage(before: str, columns: Sequence[Column]) -> str:
     """Add the values of a metric's columns to a digest of values."""
     for column in columns:
-        before = extended(before, *(file.xxh3 for file in column.values))
+        before = extended(before, *column.digests)
     return before

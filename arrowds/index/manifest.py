@@ -73,6 +73,11 @@ class Column(_Frozen):
         """Samples that have a value."""
         return sum(bucket.rows for bucket in self.buckets)
 
+    @property
+    def digests(self) -> list[str]:
+        """The digests of the files that its values follow from."""
+        return [file.xxh3 for file in (*self.values, self.names) if file is not None]
+
     def files(self, metric: str) -> dict[str, File]:
         """Every file by name."""
         found = {paths.values(metric, self.key, number): file for number, file in enumerate(self.values)}

@@ -137,7 +137,7 @@ def columns_of(store: Store, manifest: Manifest, metric: str) -> tuple[SegmentCo
 def view_key(columns: Iterable[SegmentColumn]) -> str:
     """Return the name of the view of some columns, which follows from the manifest alone."""
     # The digests as well: an index that was deleted and made again may have the same keys.
-    keys = "|".join("|".join([item.column.key, *(file.xxh3 for file in item.column.values)]) for item in columns)
+    keys = "|".join("|".join([item.column.key, *item.column.digests]) for item in columns)
     return xxhash.xxh3_64_hexdigest(f"{FORMAT_VERSION}|{keys}".encode())
 
 

@@ -50,6 +50,7 @@ SAID_OTHERWISE = (
     ", totals=",
     "function(",
     "expr(",
+    "column(",
     "({}, {}, nulls=",
     "read_parquet(",
     "import serve; serve()",

@@ -169,3 +169,19 @@ def test_an_append_of_numbers_to_names_is_refused(tmp_path):
     with pytest.raises(arrowds.errors.ArrowdsError, match="language"):
         arrowds.append(pa.table({"language": [1]}), tmp_path, progress=False)
     assert_answers(arrowds.open_index(tmp_path), ["en"])
+
+
+def test_other_names_with_the_same_codes_are_another_index(tmp_path):
+    one = built(tmp_path / "one", [["a", "b"]])
+    other = built(tmp_path / "other", [["c", "d"]])
+    assert one["language"].values.tolist() == other["language"].values.tolist()
+    assert one.fingerprint_of(["language"]) != other.fingerprint_of(["language"])
+    _ = built(tmp_path / "again", [["a", "b"]])["language"].values
+    again = arrowds.analyze(
+        pa.table({"language": ["c", "d"]}),
+        column("language", nulls="keep"),
+        tmp_path / "again",
+        overwrite=True,
+        progress=False,
+    )
+    assert again["language"].names == ("c", "d")
