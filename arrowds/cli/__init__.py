@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 import arrowds
-from arrowds.cli import aio, build, convert, demo, index, messages, profile, shards, training
+from arrowds.cli import build, convert, demo, index, messages, shards, training
 from arrowds.errors import ArrowdsError, ArrowdsWarning
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "vacuum": index.vacuum,
     "versions": index.versions,
     "info": index.info,
+    "head": index.head,
     "sql": index.sql,
     "plot": index.plot,
     "verify": index.verify,
@@ -45,8 +46,11 @@ _RESUMED = {"analyze", "append", "add-metric", "plan", "map", "reduce", "compact
 
 for name, command in _COMMANDS.items():
     app.command(name)(command)
-app.add_typer(profile.app, name="profile")
-app.add_typer(aio.app, name="aio")
+if sys.argv[1:2] not in [[name] for name in _COMMANDS]:  # groups import what no other command should wait for
+    from arrowds.cli import aio, profile
+
+    app.add_typer(profile.app, name="profile")
+    app.add_typer(aio.app, name="aio")
 
 
 def _print_version(asked: bool) -> None:

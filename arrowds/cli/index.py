@@ -1,4 +1,4 @@
-"""Commands on a finished index: ``info``, ``sql``, ``plot``, ``verify``, ``versions``, ``compact``, ``vacuum``."""
+"""Commands on a finished index: ``info``, ``head``, ``sql``, ``plot``, ``verify``, ``versions``, and to tidy it."""
 
 from __future__ import annotations
 
@@ -54,18 +54,44 @@ def sql(
     """
     import polars as pl
 
-    if csv and as_json:
-        raise typer.BadParameter("choose one of --csv and --json", param_hint="--csv")
+    options.check_format(csv, as_json)
     try:
         answer = options.open_index(index, version, storage_option).sql(query, allow_files=allow_files)
     except pl.exceptions.PolarsError as error:
         raise ConfigError(f"a column of the answer has a type that can't be shown; cast it to text: {error}") from error
-    if csv:
-        typer.echo(tables.csv(answer), nl=False)
-    elif as_json:
-        typer.echo(tables.json_lines(answer), nl=False)
-    else:
-        tables.print_frame(answer)
+    tables.print_answer(answer, csv=csv, as_json=as_json)
+
+
+def head(
+    index: options.IndexPath,
+    *,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Order the samples by this metric; by default by their ids.")
+    ] = None,
+    between: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LO HI", help="Between two percentiles of it (0 to 100).")
+    ] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="The largest values first.")] = False,
+    where: Annotated[str | None, typer.Option(help="A condition in SQL over the metrics, such as 'loss > 8'.")] = None,
+    show: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Columns of the data; by default all. Repeatable.")
+    ] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 20,
+    csv: options.AsCsv = False,
+    as_json: options.AsJson = False,
+    version: options.Version = None,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Show samples: their values, where these lie among all, and the rows of the data that they are.
+
+    Example: arrowds head index --metric loss --largest -n 10 --show text
+
+    Example: arrowds head index --metric loss --between 95 100 --show text --json
+    """
+    options.check_format(csv, as_json)
+    opened = options.open_index(index, version, storage_option)
+    found = opened.head(number, metric=metric, between=between, largest=largest, where=where, columns=show)
+    tables.print_answer(found, csv=csv, as_json=as_json, most_characters=tables.MOST_CHARACTERS_OF_A_SAMPLE)
 
 
 def plot(

@@ -67,6 +67,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object per ro
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
+def check_format(csv: bool, as_json: bool) -> None:
+    """Refuse two formats at once."""
+    if csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json", param_hint="--csv")
+
+
 def storage_options(given: Sequence[str] | None) -> dict[str, str] | None:
     """Turn ``KEY=VALUE`` of every --storage-option into a dictionary; None for none.
 

@@ -7,6 +7,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH_OF_A_FILE = 200
 _MOST_CHARACTERS, _CUT = 500, " ..."
+MOST_CHARACTERS_OF_A_SAMPLE = 160
 """Documents of megabytes are for files: to lay them out in a table takes minutes."""
 
 _MOST_ROWS = 1000
@@ -74,22 +76,35 @@ def _cell(name: str, value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def print_frame(frame: pl.DataFrame) -> None:
+def print_answer(frame: pl.DataFrame, *, csv: bool, as_json: bool, most_characters: int = _MOST_CHARACTERS) -> None:
+    """Print a data frame in the format that was asked for."""
+    if csv:
+        typer.echo(comma_separated(frame), nl=False)
+    elif as_json:
+        typer.echo(json_lines(frame), nl=False)
+    else:
+        print_frame(frame, most_characters)
+
+
+def print_frame(frame: pl.DataFrame, most_characters: int = _MOST_CHARACTERS) -> None:
     """Print the rows of a data frame, at most 1000 of them, and say how many there are and what was cut."""
     shown = frame.head(_MOST_ROWS).iter_rows()
-    rows = [["" if value is None else _shortened(value).translate(_CONTROLS) for value in row] for row in shown]
+    rows = [
+        ["" if value is None else _shortened(value, most_characters).translate(_CONTROLS) for value in row]
+        for row in shown
+    ]
     numeric = [dtype.is_numeric() for dtype in frame.dtypes]
     console = _console()
     _print(console, frame.columns, rows, numeric)
     if frame.height > _MOST_ROWS:
         console.print(f"{_MOST_ROWS:,} of {frame.height:,} rows; --csv or --json prints all")
     if any(cell.endswith(_CUT) for row in rows for cell in row):
-        console.print(f"long values are cut after {_MOST_CHARACTERS:,} characters; --csv or --json prints all of them")
+        console.print(f"long values are cut after {most_characters:,} characters; --csv or --json prints all of them")
 
 
-def _shortened(value: object) -> str:
+def _shortened(value: object, most_characters: int) -> str:
     text = str(value)
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + _CUT
+    return text if len(text) <= most_characters else text[:most_characters] + _CUT
 
 
 def print_versions(versions: pl.DataFrame) -> None:
@@ -118,7 +133,7 @@ def _print(console: Console, columns: list[str], rows: list[list[str]], right: l
     console.print(table)
 
 
-def csv(frame: pl.DataFrame) -> str:
+def comma_separated(frame: pl.DataFrame) -> str:
     """Return the rows as CSV: nested values as JSON, blobs as hexadecimal digits."""
     import polars as pl
 

@@ -160,8 +160,7 @@ def batch(
     from arrowds.errors import ConfigError
     from arrowds.pipeline.sampler_settings import sampler_from_settings
 
-    if csv and as_json:
-        raise typer.BadParameter("choose one of --csv and --json", param_hint="--csv")
+    options.check_format(csv, as_json)
     opened = options.open_index(index, version, storage_option)
     sampler = sampler_from_settings(opened, config, rank=rank or 0, world_size=world_size)
     if step > sampler.num_steps:
@@ -169,9 +168,4 @@ def batch(
     samples = pl.DataFrame(sampler.trace(step))
     if rank is not None:
         samples = samples.filter(pl.col("rank") == rank)
-    if csv:
-        typer.echo(samples.write_csv(), nl=False)
-    elif as_json:
-        typer.echo(samples.write_ndjson(), nl=False)
-    else:
-        tables.print_frame(samples)
+    tables.print_answer(samples, csv=csv, as_json=as_json)

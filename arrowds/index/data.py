@@ -161,7 +161,7 @@ class DataRows:
                 for batch in piece.source.read(first, int(together[-1]) + 1, columns):
                     low, high = np.searchsorted(together, [first, first + batch.num_rows])
                     if low < high:
-                        yield batch.take(pa.array(together[low:high] - first))
+                        yield batch.take(arrow_view(together[low:high] - first))
                     first += batch.num_rows
 
 

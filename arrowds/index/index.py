@@ -252,6 +252,21 @@ class Index:
         """
         return self.data_rows.take(ids, columns)
 
+    def head(
+        self,
+        n: int = 20,
+        *,
+        metric: str | None = None,
+        between: tuple[float, float] | None = None,
+        largest: bool = False,
+        where: str | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """Return some samples with their values and their rows of the data; see :func:`arrowds.index.looking.head`."""
+        from arrowds.index import looking
+
+        return looking.head(self, n, metric=metric, between=between, largest=largest, where=where, columns=columns)
+
     def scan_data(self) -> pl.LazyFrame:
         """Return ``sample_id`` and the columns of the data, lazily; see :func:`arrowds.index.data.scan_data`."""
         from arrowds.index import data
