@@ -92,9 +92,25 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "arrowds.index.open_index",
             {"path": "i", "version": 4, "storage_options": S3},
         )
-        for command in ("info i", "sql i q", "plot i m", "verify i", "export i f", "batch i --config c --step 1")
+        for command in (
+            "info i",
+            "head i",
+            "sql i q",
+            "plot i m",
+            "verify i",
+            "export i f",
+            "batch i --config c --step 1",
+        )
     ),
     ("info i", "arrowds.index.open_index", {"path": "i", "version": None, "storage_options": None}),
+    (
+        "head i",
+        "FakeIndex.head",
+        {"n": 20, "metric": None, "between": None, "largest": False, "where": None, "columns": None},
+    ),
+    ("head i --metric m -n 3 --largest", "FakeIndex.head", {"n": 3, "metric": "m", "largest": True}),
+    ("head i --metric m --between 1 2.5", "FakeIndex.head", {"metric": "m", "between": (1.0, 2.5)}),
+    ("head i --where 'x > 3' --show a --show b", "FakeIndex.head", {"where": "x > 3", "columns": ["a", "b"]}),
     ("sql i 'select 1'", "FakeIndex.sql", {"statement": "select 1", "allow_files": False}),
     ("sql i 'select 1' --allow-files", "FakeIndex.sql", {"allow_files": True}),
     ("plot i m", "arrowds.plots.text_histogram", {"metric": "m", "bins": 20, "log": None, "between": None}),
@@ -192,6 +208,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 ELSEWHERE = {
     # What changes the printed form only, or is applied after the library's answer, is tested by what is printed.
     "test_index_commands.py": {"info --json", "sql --csv", "sql --json", "versions --json"},
+    "../index/test_looking.py": {"head --csv", "head --json"},
     "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot"},
     "test_shards.py": {"plan --json"},
     "test_profile.py": {"profile show --step", "profile show --last", "profile show --csv",
@@ -213,6 +230,9 @@ class FakeIndex:
 
     def sql(self, statement: str, *, allow_files: bool) -> None:
         """Answer nothing."""
+
+    def head(self, n: int, **options: Any) -> None:
+        """Show nothing."""
 
     def verify(self) -> None:
         """Verify nothing."""
@@ -315,7 +335,7 @@ def test_every_option_of_every_command_is_tested():
         command = " ".join(words[:2] if words[0] in ("profile", "aio") else words[:1])
         typed.setdefault(command, set()).update(word for word in words if word.startswith("-"))
     for file, listed in ELSEWHERE.items():
-        text = Path(__file__).with_name(file).read_text()
+        text = (Path(__file__).parent / file).read_text()
         for entry in listed:
             command, _, option = entry.rpartition(" ")
             assert f'"{option}"' in text, entry
