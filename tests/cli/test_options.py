@@ -231,7 +231,7 @@ class FakeIndex:
     def sql(self, statement: str, *, allow_files: bool) -> None:
         """Answer nothing."""
 
-    def head(self, n: int, **options: Any) -> None:
+    def head(self, n: int, *, metric: Any, between: Any, largest: Any, where: Any, columns: Any) -> None:
         """Show nothing."""
 
     def verify(self) -> None:
