@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from arrowds.curriculum.trace import read_records
+from arrowds.curriculum.trace import CONSUMED, read_records
 from arrowds.demo import Demo
 from arrowds.errors import MissingExtraError
-from arrowds.pipeline.data import CONSUMED
 from arrowds.pipeline.run import Progress, TrainingRun, run_pipeline
 
 LONGEST = 192

@@ -38,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": convert.export,
     "import": convert.import_,
     "batch": training.batch,
+    "why": training.why,
     "run": training.run,
     "demo": demo.demo,
 }

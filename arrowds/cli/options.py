@@ -184,6 +184,22 @@ def shard(text: str) -> tuple[int, int]:
     raise typer.BadParameter(f"{text!r} is not I/N, such as 3/40", param_hint="--shard")
 
 
+def steps(step: int | None, several: str | None) -> range:
+    """Turn ``--step N`` or ``--steps FIRST:LAST`` into steps.
+
+    >>> steps(None, "5:7")
+    range(5, 8)
+    """
+    if (step is None) == (several is None):
+        raise typer.BadParameter("name one of --step N and --steps FIRST:LAST", param_hint="--step")
+    if several is None:
+        return range(int(step or 0), int(step or 0) + 1)
+    first, colon, last = several.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise typer.BadParameter(f"{several!r} is not FIRST:LAST, such as 5000:5010", param_hint="--steps")
+    return range(int(first), int(last) + 1)
+
+
 def is_first_rank() -> bool:
     """Whether this process is the one of a launch by torchrun or srun that prints."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

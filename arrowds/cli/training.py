@@ -135,6 +135,38 @@ class StepLines:
         typer.echo(f"step {row.step:>6,}  loss {row.loss:.4f}  lr {row.lr:.3g}  {row.tokens:,} tokens{difficulties}")
 
 
+def why(
+    run: Annotated[Path, typer.Argument(help="The output of a run, or the folder that a sampler recorded into.")],
+    *,
+    step: Annotated[int | None, typer.Option(min=1, help="The step.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Several steps, the last one included.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="The index of the run; by default the one that the run names.")
+    ] = None,
+    show: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Columns of the data; by default all. Repeatable.")
+    ] = None,
+    csv: options.AsCsv = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the samples that all ranks saw at a step of a run: values, percentiles, losses, and the rows of the data.
+
+    Example: arrowds why run --step 5000 --show text
+
+    Example: arrowds why run --steps 5000:5010 --json
+    """
+    from arrowds.curriculum.trace import why as samples_of
+
+    options.check_format(csv, as_json)
+    opened = None if index is None else options.open_index(index, None, None)
+    found = samples_of(run, options.steps(step, steps), index=opened, columns=show)
+    tables.print_answer(found, csv=csv, as_json=as_json, most_characters=tables.MOST_CHARACTERS_OF_A_SAMPLE)
+    if not (csv or as_json):
+        typer.echo(f"to leave these samples out: exclude_ids={found['sample_id'].unique().sort().to_list()}")
+
+
 def batch(
     index: options.IndexPath,
     *,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,35 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arrowds.errors import StorageError, UnreadableFileError
+from arrowds.arrays import arrow_view
+from arrowds.errors import ConfigError, StorageError, UnreadableFileError
 
 if TYPE_CHECKING:
-    from arrowds.curriculum.metric_values import MetricValues
+    import polars as pl
 
-RECORD_SCHEMA = pa.schema({"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()})
+    from arrowds.curriculum.metric_values import MetricValues
+    from arrowds.index import Index
+
+RECORD_SCHEMA = pa.schema(
+    {
+        "step": pa.int64(),
+        "micro_batch": pa.int32(),
+        "rank": pa.int32(),
+        "sample_id": pa.uint64(),
+        "loss": pa.float32(),
+    }
+)
+INDEX_FILE = "index.json"
+"""Which index the samples are of: its path and version, beside the records."""
+
 Row = tuple[int, int, list[int]]
 """A microbatch of one rank: step, microbatch within it, sample ids."""
 
 logger = logging.getLogger(__name__)
 
 _SAMPLES_PER_WRITE = 4096
+CONSUMED = "consumed"
+"""The folder of the records in the output of a run."""
 
 
 def trace_table(
@@ -73,15 +91,37 @@ class Recorder:
         self._rank = rank
         self._writer: Any = None
         self._rows: list[Row] = []
+        self._losses: list[np.ndarray | None] = []
         self._count = 0
+        self.index: Mapping[str, Any] | None = None
         self._process = os.getpid()
 
     def add(self, row: Row) -> None:
-        """Add a microbatch."""
-        self._rows.append(row)
-        self._count += len(row[2])
+        """Add a microbatch; it is written after its losses can have come."""
         if self._count >= _SAMPLES_PER_WRITE:
             self.flush()
+        self._rows.append(row)
+        self._losses.append(None)
+        self._count += len(row[2])
+
+    def add_losses(self, losses: npt.ArrayLike) -> None:
+        """Add the losses of the samples of the microbatch that was added last.
+
+        Raises:
+            ConfigError: when there are not as many, or that microbatch was written already.
+        """
+        if not self._rows:
+            raise ConfigError(
+                "there is no microbatch that losses could be of: record them after it was handed out, and before the "
+                "state is saved"
+            )
+        given = np.asarray(losses, np.float32)
+        if given.shape != (len(self._rows[-1][2]),):
+            raise ConfigError(
+                f"the microbatch has {len(self._rows[-1][2])} samples, but losses have the shape {given.shape}; give "
+                "one for each"
+            )
+        self._losses[-1] = given
 
     def flush(self) -> None:
         """Write the rows that are still in memory."""
@@ -94,15 +134,23 @@ class Recorder:
             np.full(sum(lengths), self._rank),
             np.concatenate([np.asarray(ids, np.uint64) for _, _, ids in self._rows]),
         ]
-        arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, RECORD_SCHEMA, strict=True)]
+        arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, RECORD_SCHEMA, strict=False)]
+        pairs = zip(self._losses, lengths, strict=True)
+        arrays.append(
+            pa.concat_arrays(
+                [pa.nulls(length, pa.float32()) if found is None else arrow_view(found) for found, length in pairs]
+            )
+        )
         if self._writer is None:
             self._writer = pa.ipc.new_stream(pa.OSFile(str(self._new_file()), "wb"), RECORD_SCHEMA)
         self._writer.write_batch(pa.record_batch(arrays, schema=RECORD_SCHEMA))
-        self._rows, self._count = [], 0
+        self._rows, self._losses, self._count = [], [], 0
 
     def _new_file(self) -> Path:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            if self._rank == 0 and self.index is not None:
+                (self._folder / INDEX_FILE).write_text(json.dumps(self.index))
             for start in range(1, 1 << 20):
                 path = self._folder / f"rank-{self._rank:05}-start-{start:05}.arrows"
                 if not path.exists():
@@ -125,7 +173,10 @@ class Recorder:
 
 
 def read_records(folder: str | PathLike[str]) -> pa.Table:
-    """Return what all ranks and all starts of a run consumed: step, micro_batch, rank, sample_id, file by file.
+    """Return what all ranks and all starts of a run consumed, file by file: a row for each sample.
+
+    Columns: ``step`` (int64), ``micro_batch`` and ``rank`` (int32), ``sample_id`` (uint64), and ``loss`` (float32),
+    null where none was recorded.
 
     If a run was killed, rows after its last saved state may be missing; the files stay readable. Steps that a run
     repeated, because it resumed from an earlier state, appear twice: they were consumed twice.
@@ -156,3 +207,63 @@ def _read(path: Path) -> list[pa.RecordBatch]:
             rows = sum(batch.num_rows for batch in batches)
             logger.warning("%s is truncated; read the first %d samples: %s", path, rows, error)
     return batches
+
+
+def why(
+    folder: str | PathLike[str],
+    steps: Iterable[int],
+    *,
+    index: Index | None = None,
+    columns: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """Return the samples that all ranks saw at some steps of a recorded run, with what is known of each.
+
+    Columns: ``step``, ``micro_batch``, ``rank``, ``sample_id``, ``loss`` where the run recorded any, each metric with
+    ``percentile_NAME`` (the share of samples up to its value, 0 to 100), and the columns of the data. A step that a
+    resumed run repeated is there as often as it was seen.
+
+    Args:
+        folder: where a sampler recorded, or the output of ``arrowds run``.
+        steps: the steps; the first one of a run is 1.
+        index: the index of the run; by default the one that the record names.
+        columns: which columns of the data; by default all, none for an empty list.
+
+    Raises:
+        ConfigError: when none of the steps is recorded, or the record names no index.
+        UnreadableFileError: when there is no record.
+
+    >>> import arrowds, polars as pl, tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "data.parquet")
+    ...     pl.DataFrame({"text": ["to be", "or", "not to be", "that"]}).write_parquet(path)
+    ...     metric = arrowds.metrics.expr("n_chars", pl.col("text").str.len_chars())
+    ...     index = arrowds.analyze(path, metric, f"{folder}/index")
+    ...     sampler = arrowds.CurriculumSampler(index, {}, micro_batch_size=2, record=f"{folder}/record")
+    ...     _ = list(sampler)
+    ...     found = why(f"{folder}/record", [2])
+    ...     found.columns, found.height
+    (['step', 'micro_batch', 'rank', 'sample_id', 'n_chars', 'percentile_n_chars', 'text'], 2)
+    """
+    import polars as pl
+
+    from arrowds.index import open_index
+    from arrowds.index.looking import looked_up
+
+    place = Path(folder)
+    place = place / CONSUMED if (place / CONSUMED).is_dir() else place
+    wanted = sorted(set(steps))
+    records = pl.DataFrame(read_records(place))
+    rows = records.filter(pl.col("step").is_in(wanted)).sort("step", "micro_batch", "rank", maintain_order=True)
+    if rows.is_empty():
+        there = records["step"].unique().sort().to_list()
+        raise ConfigError(f"{place} has no record of step {wanted[0]}; it has the steps {there[0]} to {there[-1]}")
+    if index is None:
+        if not (place / INDEX_FILE).exists():
+            raise ConfigError(
+                f"{place} does not say which index its samples are of; pass index=arrowds.open_index(...)"
+            )
+        index = open_index(**json.loads((place / INDEX_FILE).read_text()))
+    known = looked_up(index, rows["sample_id"].to_numpy(), list(index), columns)
+    rows = rows if rows["loss"].count() else rows.drop("loss")
+    renamed = {name: f"data_{name}" for name in known.columns if name in rows.columns and name != "sample_id"}
+    return pl.concat([rows, known.drop("sample_id").rename(renamed)], how="horizontal")

@@ -41,9 +41,9 @@ class _Drawing:
         # Of the batches that are drawn and not yet handed out; the loader hands them out as they were drawn.
         self.places: deque[Any] = deque()
         # The record contains what was handed out, not what was drawn.
-        self._recorder = getattr(sampler, "recorder", None)
+        self.recorder = getattr(sampler, "recorder", None)
         self._rows: deque[Any] = deque()
-        self.hand_out: Callable[[], Any] = self.places.popleft if self._recorder is None else self._record
+        self.hand_out: Callable[[], Any] = self.places.popleft if self.recorder is None else self._record
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -52,19 +52,19 @@ class _Drawing:
         self.places.clear()
         self._rows.clear()
         sampler, note, add = self._sampler, self._note, self.places.append
-        for ids in sampler if self._recorder is None else sampler.draw(self._rows.append):  # type: ignore[attr-defined]  # one with a recorder
+        for ids in sampler if self.recorder is None else sampler.draw(self._rows.append):  # type: ignore[attr-defined]  # one with a recorder
             add(note(sampler))
             yield ids
 
     def _record(self) -> Any:
-        if self._recorder is not None:
-            self._recorder.add(self._rows.popleft())
+        if self.recorder is not None:
+            self.recorder.add(self._rows.popleft())
         return self.places.popleft()
 
     def write_record(self) -> None:
         """Write what was handed out, if there is a record."""
-        if self._recorder is not None:
-            self._recorder.flush()
+        if self.recorder is not None:
+            self.recorder.flush()
 
     def now(self) -> Any:
         """Return the position of the sampler."""
@@ -211,6 +211,22 @@ class CurriculumDataLoader:
 
     def _state(self) -> dict[str, Any]:
         return self.sampler.state_dict() if self._place is None else self._drawing.state_at(self._place)
+
+    def record_losses(self, losses: Any) -> None:
+        """Keep the loss of each sample of the batch last handed out in the sampler's record.
+
+        Call it for each batch, before :meth:`state_dict`; :func:`arrowds.curriculum.trace.why` joins them by step.
+
+        Args:
+            losses: a tensor or array of shape (samples of the batch,), in their order.
+
+        Raises:
+            ConfigError: when the sampler keeps no record, or there are not as many losses as samples.
+        """
+        if self._drawing.recorder is None:
+            raise ConfigError("losses are kept in the record of a sampler: make it with record=FOLDER")
+        found = losses.detach().float().cpu().numpy() if hasattr(losses, "detach") else losses
+        self._drawing.recorder.add_losses(found)
 
     def load_state_dict(self, state: Mapping[str, Any] | None, **options: Any) -> None:
         """Resume where a state was taken, with the next batch. None, a checkpoint without a state, changes nothing.

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from arrowds import metrics
 from arrowds.build.api import analyze
+from arrowds.curriculum.trace import CONSUMED
 from arrowds.errors import ConfigError
 from arrowds.index import Index, open_index
 from arrowds.loading import ArrowDataset, CurriculumDataLoader
@@ -26,8 +27,6 @@ from arrowds.pipeline.config import (
 )
 from arrowds.pipeline.sampler_settings import sampler_of_run
 from arrowds.sources import Source, TokenizedSource, open_source
-
-CONSUMED = "consumed"
 
 
 def create_data_loader(
