@@ -193,6 +193,9 @@ class BatchStream(ABC):
                 self.epoch + 1,
             )
         self._position = self._start
+        index: Any = getattr(self, "index", None)
+        if self.recorder is not None and hasattr(index, "version"):
+            self.recorder.index = {"path": str(index.path), "version": index.version}
         return self._draw_from(self._start, note)
 
     def _draw_from(self, position: int, note: Callable[[Row], None] | None) -> Iterator[list[int]]:

@@ -209,6 +209,7 @@ ELSEWHERE = {
     # What changes the printed form only, or is applied after the library's answer, is tested by what is printed.
     "test_index_commands.py": {"info --json", "sql --csv", "sql --json", "versions --json"},
     "../index/test_looking.py": {"head --csv", "head --json"},
+    "../curriculum/test_why.py": {"why --step", "why --steps", "why --show", "why --csv", "why --json", "why --index"},
     "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot"},
     "test_shards.py": {"plan --json"},
     "test_profile.py": {"profile show --step", "profile show --last", "profile show --csv",

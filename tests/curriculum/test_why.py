@@ -122,7 +122,11 @@ def test_the_command_prints_them_and_what_to_paste(index, tmp_path):
     assert [row["text"] for row in printed] == found["text"].to_list()
     text = CliRunner().invoke(app, ["why", str(tmp_path / "record"), "--steps", "3:4", "--csv"]).output
     assert len(text.splitlines()) == 33
-    table = CliRunner().invoke(app, ["why", str(tmp_path / "record"), "--step", "3"]).output
+    other = arrowds.open_index(index.path)
+    (tmp_path / "record" / "index.json").unlink()
+    named = ["why", str(tmp_path / "record"), "--index", str(other.path), "--step", "3", "--show", "text", "--json"]
+    assert CliRunner().invoke(app, named).output == run.output
+    table = CliRunner().invoke(app, ["why", str(tmp_path / "record"), "--step", "3", *named[2:4]]).output
     assert f"exclude_ids={found['sample_id'].sort().to_list()}" in table.replace("\n", "")
     for wrong in (["--steps", "4:3"], [], ["--step", "1", "--steps", "1:2"]):
         assert CliRunner().invoke(app, ["why", str(tmp_path / "record"), *wrong]).exit_code == 2
