@@ -84,6 +84,12 @@ print("arrowds.curriculum" in sys.modules, hasattr(arrowds, "nothing"), hasattr(
     assert done.stdout.splitlines() == ["[] []", "arrowds.build.api True True", "False False False"]
 
 
+def test_every_order_is_known_to_a_program_that_has_imported_nothing_else() -> None:
+    code = "from arrowds.curriculum.draws import find_draws; print(find_draws('deepspeed').__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "DeepSpeedDraws\n"
+
+
 def test_names_are_imported_from_where_the_type_checker_finds_them() -> None:
     (block,) = (node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If))
     found = {

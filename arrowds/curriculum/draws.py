@@ -85,8 +85,7 @@ def register_draws(name: str, path: str) -> None:
     """Make a class of draws available as ``CurriculumSampler(order=name)``.
 
     The class is named, not passed, and imported when a sampler first asks for it. So a package above this one can
-    contribute draws that ``curriculum`` never imports: ``arrowds.integrations.deepspeed`` registers ``"deepspeed"``
-    in its ``__init__``, which ``import arrowds`` runs.
+    contribute draws that ``curriculum`` never imports; ``"deepspeed"`` is such a name from the beginning.
 
     Args:
         name: the value of ``order``.
@@ -100,7 +99,10 @@ def register_draws(name: str, path: str) -> None:
     _REGISTERED[name] = path
 
 
-_REGISTERED = {"stateless": "arrowds.curriculum.stateless:StatelessDraws"}
+_REGISTERED = {
+    "stateless": "arrowds.curriculum.stateless:StatelessDraws",
+    "deepspeed": "arrowds.integrations.deepspeed.draws:DeepSpeedDraws",
+}
 
 
 def find_draws(name: str) -> type[Draws]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from arrowds.curriculum.draws import register_draws
-
 if TYPE_CHECKING:
     from arrowds.integrations.deepspeed.data_analyzer import DataAnalyzer
     from arrowds.integrations.deepspeed.data_loader import DeepSpeedDataLoader
@@ -74,9 +72,6 @@ _MODULES = {
     "lr_scheduler_for_variable_batch_size": "dynamic_batching",
     "scale_lr": "dynamic_batching",
 }
-
-
-register_draws("deepspeed", f"{__name__}.draws:DeepSpeedDraws")
 
 
 def __getattr__(name: str) -> Any:
