@@ -61,7 +61,7 @@ class CurriculumTrainerMixin(_Base):
             del sizes["micro_batch_size"]
         sampler = self._make_sampler(**{name: size for name, size in sizes.items() if name not in given})
         own = super().get_train_dataloader()  # It knows the columns, the collation and the workers.
-        self._curriculum_loader = CurriculumDataLoader(
+        loader = CurriculumDataLoader(
             own.dataset,
             sampler,
             collate_fn=own.collate_fn,
@@ -71,11 +71,12 @@ class CurriculumTrainerMixin(_Base):
             prefetch_factor=own.prefetch_factor,
             worker_init_fn=own.worker_init_fn,
         )
-        return _Epochs(self, self._curriculum_loader)
+        self._epochs = _Epochs(self, loader)
+        return self._epochs
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         states: Any = self.state.stateful_callbacks  # a dictionary by now
-        states[_STATE] = self._curriculum_loader.state_dict()
+        states[_STATE] = self._epochs.loader.state_dict()
         super()._save_checkpoint(*args, **kwargs)
 
 
@@ -83,7 +84,7 @@ class _Epochs:
     """The loader's batches in the epochs of a Trainer."""
 
     def __init__(self, trainer: CurriculumTrainerMixin, loader: CurriculumDataLoader) -> None:
-        self._trainer, self._loader, self._length = trainer, loader, len(loader)
+        self._trainer, self.loader, self._length = trainer, loader, len(loader)
         steps, rest = divmod(self._length, trainer.args.gradient_accumulation_steps)
         if rest or not steps:
             raise ConfigError(
@@ -101,7 +102,7 @@ class _Epochs:
         """Yield the rest of the epoch that the Trainer is in."""
         done = self._trainer.state.global_step % self.steps
         rest = (self.steps - done) * self._trainer.args.gradient_accumulation_steps
-        return itertools.islice(RepeatingLoader(self._loader), rest)
+        return itertools.islice(RepeatingLoader(self.loader), rest)
 
 
 class _Position(TrainerCallback):
@@ -118,10 +119,10 @@ class _Position(TrainerCallback):
                 f"the checkpoint of step {state.global_step} has no position of an arrowds loader: it was saved by "
                 "another Trainer; resume it there, or start without resume_from_checkpoint"
             )
-        self._trainer._curriculum_loader.load_state_dict(state.stateful_callbacks[_STATE])
+        self._trainer._epochs.loader.load_state_dict(state.stateful_callbacks[_STATE])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.epoch = state.global_step / kwargs["train_dataloader"].steps
+        state.epoch = state.global_step / self._trainer._epochs.steps
 
 
 class CurriculumTrainer(CurriculumTrainerMixin, Trainer):

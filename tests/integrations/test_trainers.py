@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import arrowds
+from arrowds.errors import ConfigError, StateMismatchError
 
 SCRIPT = Path(__file__).with_name("trainer_run.py")
 # Without a GPU, Accelerate runs DeepSpeed in one process only.
@@ -69,3 +71,45 @@ def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(
     whole, resumed = json.loads((tmp_path / "losses.json").read_text())
     assert resumed == whole
     assert len(whole) >= 12 and len({str(entry) for entry in whole}) == len(whole)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_trainer_and_the_sampler_do_not_agree_in_is_refused(data: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from arrowds.integrations.transformers import CurriculumTrainer
+    from arrowds.pipeline.collate import PaddingCollate
+
+    index = arrowds.open_index(data / "index")
+    source = arrowds.sources.open_source(data / "corpus.parquet")
+    dataset = arrowds.ArrowDataset(source, columns=["input_ids"])
+
+    def trainer(train_dataset: object, **options: object) -> CurriculumTrainer:
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to=[],
+            gradient_accumulation_steps=3, disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
+        )  # fmt: skip
+        sampler = partial(arrowds.CurriculumSampler, index, {}, **options)
+        small = transformers.GPT2Config(vocab_size=64, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+        return CurriculumTrainer(
+            transformers.GPT2LMHeadModel(small),
+            arguments,
+            train_dataset=train_dataset,
+            data_collator=PaddingCollate(max_length=64),
+            sampler=sampler,
+        )
+
+    with pytest.raises(ConfigError, match=r"40 microbatches, which are no whole number of steps of 3: use drop_last"):
+        trainer(dataset, drop_last=False).train()
+    with pytest.raises(ConfigError, match="the dataset has 79 samples but the index 80"):
+        trainer(torch.utils.data.Subset(dataset, range(79))).train()
+    trainer(dataset).train()
+    with pytest.raises(StateMismatchError, match="the saved state differs in seed"):
+        trainer(dataset, seed=5).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    path = tmp_path / "checkpoint-1" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["arrowds"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(StateMismatchError, match="the checkpoint of step 1 has no position of an arrowds loader"):
+        trainer(dataset).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
