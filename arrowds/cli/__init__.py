@@ -34,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "head": index.head,
     "sql": index.sql,
     "plot": index.plot,
+    "diff": index.diff,
     "verify": index.verify,
     "export": convert.export,
     "import": convert.import_,

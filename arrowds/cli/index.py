@@ -130,6 +130,42 @@ def plot(
         typer.echo(f"wrote {output}")
 
 
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The folder or URL of an index.")],
+    b: Annotated[str | None, typer.Argument(metavar="[B]", help="Another one; without it, two versions of A.")] = None,
+    *,
+    versions: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="OLD NEW", help="Which versions, of A and of B.")
+    ] = None,
+    csv: options.AsCsv = False,
+    as_json: options.AsJson = False,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Compare two indexes, or two versions of one: samples, metrics, and how far their distributions are apart.
+
+    The distance is 0 where two distributions are the same and 1 where they share nothing: the Kolmogorov-Smirnov
+    statistic, for categories the total variation.
+
+    Example: arrowds diff last-week-index index
+
+    Example: arrowds diff index --versions 3 5
+    """
+    from arrowds.index import compare
+
+    options.check_format(csv, as_json)
+    if b is None and versions is None:
+        raise typer.BadParameter("name a second index, or two --versions of the first", param_hint="B")
+    old, new = versions or (None, None)
+    first = options.open_index(a, old, storage_option)
+    second = options.open_index(a if b is None else b, new, storage_option)
+    if not (csv or as_json):
+        common = compare.common_samples(first, second)
+        typer.echo(f"A: {first.num_samples:,} samples in {first.path}, version {first.version}")
+        typer.echo(f"B: {second.num_samples:,} samples in {second.path}, version {second.version}")
+        typer.echo(f"{common:,} samples of B were added from data that A has, too")
+    tables.print_answer(compare.diff(first, second), csv=csv, as_json=as_json)
+
+
 def verify(
     index: options.IndexPath, *, version: options.Version = None, storage_option: options.StorageOptions = None
 ) -> None:

@@ -122,6 +122,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "arrowds.plots.plot",
         {"bins": 7, "log": True, "between": (0.0, 50.0)},
     ),
+    (
+        f"diff i j --versions 3 5 {S3_OPTIONS}",
+        "arrowds.index.open_index",
+        {"path": "i", "version": 3, "storage_options": S3},
+    ),
     ("verify i", "FakeIndex.verify", {}),
     ("export i f", "arrowds.integrations.deepspeed.export_index", {"folder": Path("f"), "metrics": None}),
     ("export i f --metric a --metric b", "arrowds.integrations.deepspeed.export_index", {"metrics": ["a", "b"]}),
@@ -209,6 +214,7 @@ ELSEWHERE = {
     # What changes the printed form only, or is applied after the library's answer, is tested by what is printed.
     "test_index_commands.py": {"info --json", "sql --csv", "sql --json", "versions --json"},
     "../index/test_looking.py": {"head --csv", "head --json"},
+    "../index/test_compare.py": {"diff --versions", "diff --csv", "diff --json"},
     "../curriculum/test_why.py": {"why --step", "why --steps", "why --show", "why --csv", "why --json", "why --index"},
     "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot"},
     "test_shards.py": {"plan --json"},
