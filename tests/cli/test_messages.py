@@ -26,6 +26,8 @@ UNREACHABLE = {
     "integrations/deepspeed/data_analyzer.py",
     "integrations/deepspeed/distributed_analyzer.py",
     "integrations/deepspeed/data_loader.py",
+    "integrations/megatron.py",
+    "integrations/transformers.py",
     "loading/loader.py",
     "loading/dataset.py",
     "loading/lr_scaling.py",
