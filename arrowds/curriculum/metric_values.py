@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -133,3 +133,19 @@ def find_metric(index: MetricSource, name: str) -> MetricValues:
     if name not in index.metrics:
         raise ConfigError(f"the index has no metric {name!r}; it has {', '.join(index.metrics) or 'none'}")
     return index[name]
+
+
+def joined(values: Sequence[np.ndarray], offsets: Sequence[int]) -> Callable[[npt.NDArray[np.int64]], np.ndarray]:
+    """Return what gives the values of ids, where the ids of array i begin at ``offsets[i]``, ascending from 0."""
+    if len(values) == 1:
+        return values[0].__getitem__
+
+    def gather(ids: npt.NDArray[np.int64]) -> np.ndarray:
+        place = np.searchsorted(offsets, ids, side="right") - 1
+        found = np.ma.zeros(len(ids), np.result_type(*(array.dtype for array in values)))
+        for number in np.unique(place).tolist():
+            mine = np.flatnonzero(place == number)
+            found[mine] = values[number][ids[mine] - offsets[number]]
+        return found if np.ma.is_masked(found) else found.data
+
+    return gather

@@ -46,6 +46,17 @@ class Phases:
             levels[name] = [difficulties[i] for i in at.tolist()]
         return cls(start, levels)
 
+    @classmethod
+    def merged(cls, named: Mapping[str, Phases], starts: Int64) -> Phases:
+        """Merge phases, with names for those of ``levels`` in front, and further steps at which one begins. Pure."""
+        start = np.unique(np.concatenate([[1], starts, *(phases.start for phases in named.values())]).astype(np.int64))
+        levels = {
+            f"{prefix}{name}": [values[phase] for phase in phases.of_step(start).tolist()]
+            for prefix, phases in named.items()
+            for name, values in phases.levels.items()
+        }
+        return cls(start, levels)
+
     def of_step(self, steps: npt.ArrayLike) -> Int64:
         """Return the phase of each step."""
         return np.asarray(np.searchsorted(self.start, steps, side="right") - 1, np.int64)

@@ -267,6 +267,21 @@ class BatchStream(ABC):
         """
         return self._samples_of(check_step(step), 0, self.layout.global_batch_size)
 
+    def microbatches_at(self, step: int) -> list[list[Int64]]:
+        """Return the ids of every rank's microbatches of a step (the first is 1).
+
+        Returns:
+            For each microbatch, in the sequence of gradient accumulation, a list of the int64 ids of each rank.
+
+        Raises:
+            ConfigError: when ``step`` is below 1.
+        """
+        micro, rank = self._places_at(check_step(step))
+        ids, ranks = self.global_batch_at(step)[: len(micro)], self.layout.world_size
+        counts = np.bincount(micro * ranks + rank, minlength=self.layout.gradient_accumulation_steps * ranks)
+        parts = np.split(ids, np.cumsum(counts)[:-1])
+        return [parts[start : start + ranks] for start in range(0, len(parts), ranks)]
+
     def _places_at(self, step: int) -> tuple[Int64, Int64]:
         """Return the microbatch and the rank of each sample that a step hands out."""
         return self.layout.places(self.samples_at(step) or self.layout.global_batch_size)

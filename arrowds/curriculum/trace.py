@@ -7,16 +7,13 @@ import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from arrowds.errors import StorageError, UnreadableFileError
-
-if TYPE_CHECKING:
-    from arrowds.curriculum.metric_values import MetricValues
 
 RECORD_SCHEMA = pa.schema({"step": pa.int64(), "micro_batch": pa.int32(), "rank": pa.int32(), "sample_id": pa.uint64()})
 Row = tuple[int, int, list[int]]
@@ -31,7 +28,7 @@ def trace_table(
     batches: Mapping[int, npt.NDArray[np.int64]],
     difficulties: Mapping[int, Mapping[str, Any]],
     places: Mapping[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
-    values: Mapping[str, MetricValues],
+    values: Mapping[str, Any],
 ) -> pa.Table:
     """Return one row per sample of each step: ``step``, ``micro_batch``, ``rank``, ``sample_id``, difficulties, values.
 
