@@ -359,26 +359,28 @@ class TokenShareDraws(Draws):
         """Return the global batches of a step and of some after it: int64, ``[steps, batch_size]``."""
         first, block = self._block
         while not first <= step < first + len(block):
+            size = 4 * len(block) if step == first + len(block) else 1
             first, taken = self.marks[bisect_right(self.marks, step, key=lambda mark: mark[0]) - 1]
-            block = self._fill(first, taken)
+            block = self._fill(first, taken, max(size, step - first + 1))
             self._block = first, block
         rest = self._end % self._batch_size
         if rest and step == self._end // self._batch_size + 1:
             return shuffled(block[step - first : step - first + 1, :rest], np.array([step]), self._seed)
         return shuffled(block[step - first :], np.arange(step, first + len(block)), self._seed)
 
-    def _fill(self, step: int, taken: Taken) -> Int64:
-        """Draw a block of steps, and note what was drawn before the next."""
+    def _fill(self, step: int, taken: Taken, steps: int) -> Int64:
+        """Draw a block of about some steps, and note what was drawn before the next."""
         phase = int(self._phases.of_step(step))
-        steps = self._steps
+        steps = min(steps, self._steps)
         if phase + 1 < len(self._phases.start):
             steps = min(steps, int(self._phases.start[phase + 1]) - step)
         taken = self._shares.entering(taken, step, phase)
         ids, groups, lengths = self._shares.draw(taken, step, steps * self._batch_size)
-        if step + steps > self.marks[-1][0]:
+        at = bisect_right(self.marks, step + steps, key=lambda mark: mark[0])
+        if self.marks[at - 1][0] != step + steps:
+            self.marks.insert(at, (step + steps, self._shares.after(taken, groups, lengths)))
             if len(self.marks) * len(taken.counts) > _MOST_MARKED:
-                del self.marks[1::2]
-            self.marks.append((step + steps, self._shares.after(taken, groups, lengths)))
+                self.marks = [mark for number, mark in enumerate(self.marks) if not number % 2 or number == at]
         return ids.reshape(steps, self._batch_size)
 
     def state_at(self, step: int) -> dict[str, Any]:
