@@ -83,6 +83,8 @@ class MixtureSampler(GroupSampler):
     >>> folder.cleanup()
     """
 
+    _kind = "MixtureSampler"
+
     def __init__(
         self,
         indexes: MetricSource | Mapping[str, MetricSource],

@@ -553,6 +553,7 @@ class CurriculumSampler(GroupSampler):
     >>> folder.cleanup()
     """
 
+    _kind = "CurriculumSampler"
     _first_seed = 0
 
     def __init__(

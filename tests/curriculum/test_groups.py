@@ -159,7 +159,7 @@ def test_weights_set_during_the_run_are_in_the_state(run: Any, data: Any) -> Non
     given, taken = [], 0
     for _ in range(data.draw(st.integers(1, 3))):
         taken += sum(1 for _ in islice(stream, data.draw(st.integers(0, 12))))
-        with pytest.raises(ConfigError, match="drawn already|at least 1"):
+        with pytest.raises(ConfigError, match=r"drawn already|at least 1"):
             sampler.set_weights(sampler.step, {"g0": 1})
         shares = {f"g{group}": data.draw(st.integers(0, 5)) for group in range(groups)}
         shares["g0"] += 1
@@ -192,3 +192,212 @@ def test_weights_set_during_the_run_are_in_the_state(run: Any, data: Any) -> Non
     with pytest.raises(StateMismatchError, match=r"weights|seed"):
         elsewhere.load_state_dict(state)
     assert elsewhere.position == 0
+
+
+RNG = np.random.default_rng(3)
+INDEX = MemoryIndex(
+    seqlen=RNG.integers(1, 65, 1000),
+    quality=RNG.random(1000),
+    language=RNG.integers(0, 4, 1000),
+    holes=np.ma.MaskedArray(RNG.integers(0, 3, 1000), mask=np.arange(1000) % 10 == 0),
+)
+CODE = {"code": pl.col("language") == 2, "web": pl.col("language") != 2}
+WEIGHTS = {"code": 0.3, "web": 0.7}
+
+
+def mixture(**changed: Any) -> MixtureSampler:
+    return MixtureSampler(INDEX, **({"weights": WEIGHTS, "groups": CODE, "micro_batch_size": 8} | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"groups": None}, "needs groups"),
+        ({"groups": {}}, "expressions by name"),
+        ({"groups": {"code": pl.col("language")}}, "true or false"),
+        ({"groups": CODE | {"all": pl.col("language") >= 0}}, r"1000 samples are in several groups.*overlap='first'"),
+        ({"groups": {"code": CODE["code"]}}, rf"{(INDEX['language'].values != 2).sum()} samples are in no group"),
+        ({"groups": CODE, "rest": "web"}, "is a group already"),
+        ({"groups": CODE, "overlap": "last"}, "'raise' or 'first'"),
+        ({"groups": "wrong"}, "no metric 'wrong'"),
+        ({"groups": "holes", "weights": {"0": 1}}, "100 samples are in no group"),
+        ({"groups": CODE | {"none": pl.col("language") > 9}, "weights": {"none": 1}}, "no sample that may be drawn"),
+        ({"where": pl.col("language") != 2}, "no sample that may be drawn: 'code'"),
+        ({"exclude_ids": np.flatnonzero(INDEX["language"].values == 2)}, "no sample that may be drawn: 'code'"),
+        ({"weights": {"code": float("nan")}}, "not finite"),
+        ({"weights": {"code": -1, "web": 2}}, "not finite numbers >= 0"),
+        ({"weights": {"code": 0, "web": 0}}, "sum is zero"),
+        ({"weights": {"cde": 1}}, "'cde' is no group"),
+        ({"weights": {"code": "1"}}, "not finite"),
+        ({"curricula": {"cde": {}}}, "cde"),
+        ({"unit": "bytes"}, "unit must be"),
+        ({"order": "deepspeed"}, "'stateless'"),
+        ({"unit": "tokens", "lengths": "holes"}, "100 samples have no holes"),
+        ({"lengths": "seqlen"}, "belongs to max_tokens"),
+    ],
+)
+def test_impossible_groups_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        mixture(**changed)
+
+
+def test_samples_in_several_groups_or_in_none_go_where_it_is_said() -> None:
+    language = INDEX["language"].values
+    first = mixture(groups={"code": CODE["code"], "web": pl.col("language") >= 0}, overlap="first")
+    assert first.groups == {"code": (language == 2).sum(), "web": (language != 2).sum()}
+    left = mixture(groups={"code": CODE["code"]}, rest="leave", weights={"code": 1})
+    assert {i for ids in left for i in ids} <= set(np.flatnonzero(language == 2).tolist())
+    assert left.samples_per_epoch == (language == 2).sum()
+    assert left.locate([int(np.flatnonzero(language != 2)[0])])[0].tolist() == [""]
+    named = mixture(groups={"code": CODE["code"]}, rest="other", weights={"code": 1, "other": 1})
+    assert named.groups == {"code": (language == 2).sum(), "other": (language != 2).sum()}
+    filtered = mixture(groups={"code": CODE["code"]}, where=pl.col("language") == 2, weights={"code": 1})
+    assert filtered.groups == {"code": (language == 2).sum()}
+
+
+def test_the_values_of_a_metric_are_groups() -> None:
+    sampler = mixture(groups="language", weights=dict.fromkeys("0123", 1))
+    assert sampler.groups == {str(value): (INDEX["language"].values == value).sum() for value in range(4)}
+    assert set(sampler.trace([1, 2])["group"].to_pylist()) == set("0123")
+    assert mixture(groups="holes", rest="leave", weights={"1": 1}).locate([0, 1])[0][0] == ""
+
+
+def test_a_mixture_has_what_a_curriculum_has(tmp_path: Any) -> None:
+    where, out = pl.col("quality") > 0.2, [5, 6, 7, 8]
+    sampler = mixture(
+        max_tokens=256,
+        micro_batch_size=None,
+        unit="tokens",
+        cost=(1, 0.01),
+        curricula={"web": {"seqlen": linear(30, 64)}},
+        where=where,
+        exclude_ids=out,
+        exclude_steps=[2],
+        record=tmp_path / "record",
+        gradient_accumulation_steps=2,
+    )
+    yielded = list(sampler)
+    recorded = read_records(tmp_path / "record")
+    assert recorded["sample_id"].to_pylist() == [i for ids in yielded for i in ids]
+    assert 2 not in recorded["step"].to_pylist()
+    table = sampler.trace(range(1, sampler.num_steps + 1))
+    assert table.column_names[:5] == ["step", "micro_batch", "rank", "sample_id", "group"]
+    values = pl.DataFrame(table.to_pydict())
+    assert values.filter(pl.col("step") != 2)["sample_id"].to_list() == recorded["sample_id"].to_pylist()
+    assert (values["quality"] > 0.2).all()
+    assert not values["sample_id"].is_in(out).any()
+    assert ((values["group"] == "code") == (values["language"] == 2)).all()
+    assert (
+        (values.filter(pl.col("group") == "web").select(pl.col("seqlen") <= pl.col("difficulty_web.seqlen")))
+        .to_series()
+        .all()
+    )
+    assert values.group_by("step", "micro_batch").agg(pl.col("seqlen").sum())["seqlen"].max() <= 256
+    assert sampler.costs_at(1).shape == (2, 1)
+
+
+def test_several_indexes_have_token_budgets_traces_and_exclusions() -> None:
+    other = MemoryIndex(seqlen=RNG.integers(1, 65, 300), quality=RNG.random(300))
+    sampler = MixtureSampler(
+        {"web": INDEX, "code": other},
+        {"web": 1, "code": 3},
+        max_tokens=512,
+        unit="tokens",
+        where=pl.col("quality") > 0.5,
+        exclude_ids=[0, 1000, 1001],
+        num_epochs=2,
+    )
+    lengths = np.concatenate([INDEX["seqlen"].values, other["seqlen"].values])
+    quality = np.concatenate([INDEX["quality"].values, other["quality"].values])
+    drawn = np.zeros(2)
+    for ids in sampler:
+        assert lengths[ids].sum() <= 512
+        assert quality[ids].min() > 0.5
+        assert not {0, 1000, 1001} & set(ids)
+        drawn += [lengths[[i for i in ids if i < 1000]].sum(), lengths[[i for i in ids if i >= 1000]].sum()]
+        assert abs(drawn[0] - drawn.sum() / 4) <= 64
+    table = sampler.trace(1)
+    ids = table["sample_id"].to_numpy().astype(int)
+    assert table["seqlen"].to_pylist() == lengths[ids].tolist()
+    assert table["group"].to_pylist() == ["web" if i < 1000 else "code" for i in ids.tolist()]
+
+
+def test_states_of_other_samplers_are_refused_by_name() -> None:
+    one = mixture()
+    curriculum = arrowds.CurriculumSampler(INDEX, {}, micro_batch_size=8)
+    batches = arrowds.TokenBudgetBatchSampler(arrowds.batch_by_tokens(INDEX["seqlen"].values, 128))
+    for sampler, names in ((one, "a MixtureSampler"), (curriculum, "a CurriculumSampler"), (batches, "a TokenBudget")):
+        for other in (one, curriculum, batches):
+            if other is not sampler:
+                with pytest.raises(StateMismatchError, match=f"of {names}"):
+                    other.load_state_dict(sampler.state_dict())
+
+
+def test_other_groups_units_and_early_weights_are_refused_and_change_nothing() -> None:
+    sampler = mixture()
+    list(islice(sampler, 20))
+    state = sampler.state_dict()
+    for changed, message in (
+        ({"groups": {"code": pl.col("language") < 2, "web": pl.col("language") >= 2}}, "groups"),
+        ({"unit": "tokens"}, "unit"),
+        ({"weights": {"code": 1, "web": 1}}, "other weights up to step 20"),
+        ({"weights": [(1, WEIGHTS), (20, {"web": 1})]}, "other weights up to step 20"),
+        ({"curricula": {"web": {"seqlen": linear(30, 64)}}}, "curricula"),
+    ):
+        other = mixture(**changed)
+        with pytest.raises(StateMismatchError, match=message):
+            other.load_state_dict(state)
+        assert other.position == 0
+    sampler.set_weights(25, {"web": 1})
+    later = mixture(weights=[(1, WEIGHTS), (21, {"code": 1})])
+    later.load_state_dict(state)
+    assert set(later.locate(next(iter(later)))[0].tolist()) == {"code"}
+    damaged = sampler.state_dict() | {"weight_changes": [[0, {"web": 1}]]}
+    with pytest.raises(StateMismatchError, match="changes of weights"):
+        mixture().load_state_dict(damaged)
+
+
+def test_quantiles_of_a_metric_are_groups_for_an_upsampling_curve() -> None:
+    groups = quantile_groups(INDEX, "quality", [0.5, 0.9, 1.0])
+    sampler = mixture(groups=groups, weights={"0-50%": 1, "50-90%": 2, "90-100%": 1})
+    assert sampler.groups == {"0-50%": 500, "50-90%": 400, "90-100%": 100}
+    quality = INDEX["quality"].values
+    top = np.flatnonzero(quality > np.sort(quality)[899])
+    share = np.isin(np.concatenate(list(sampler)), top).mean()
+    assert abs(share - 0.25) < 0.01
+    for wrong in ([0.5], [0.5, 0.4, 1], [], [0, 1]):
+        with pytest.raises(ConfigError, match="quantiles must"):
+            quantile_groups(INDEX, "quality", wrong)
+    with pytest.raises(ConfigError, match="choose some that differ"):
+        quantile_groups(INDEX, "language", [0.5, 0.51, 1])
+
+
+def test_ten_thousand_groups_are_drawn_by_share_and_have_a_small_state() -> None:
+    index = MemoryIndex(seqlen=RNG.integers(1, 100, 50_000), site=np.arange(50_000) % 10_000)
+    for unit in ("samples", "tokens"):
+        sampler = MixtureSampler(
+            index, {str(site): 1 + site % 7 for site in range(10_000)}, groups="site", unit=unit, micro_batch_size=500
+        )
+        drawn = np.bincount(np.concatenate(list(sampler)) % 10_000, minlength=10_000)
+        exact = 50_000 * (1 + np.arange(10_000) % 7) / sum(1 + site % 7 for site in range(10_000))
+        if unit == "samples":
+            assert np.abs(drawn - exact).max() < 3
+        assert len(json.dumps(sampler.state_dict())) < 1024
+        resumed = MixtureSampler(
+            index, {str(site): 1 + site % 7 for site in range(10_000)}, groups="site", unit=unit, micro_batch_size=500
+        )
+        list(islice(iter(sampler), 3))
+        resumed.load_state_dict(sampler.state_dict())
+        assert next(iter(resumed)) == sampler.global_batch_at(4).tolist()
+
+
+def test_a_loader_takes_new_weights_from_what_it_has_handed_out() -> None:
+    loader = arrowds.CurriculumDataLoader(list(range(1000)), mixture(micro_batch_size=4), num_workers=1)
+    stream = iter(loader)
+    first = [next(stream).tolist() for _ in range(3)]
+    loader.set_weights(4, {"code": 1})
+    after = [next(stream).tolist() for _ in range(3)]
+    assert first == [mixture(micro_batch_size=4).global_batch_at(step).tolist() for step in (1, 2, 3)]
+    assert set(INDEX["language"].values[np.concatenate(after)]) == {2}
+    with pytest.raises(ConfigError, match="drawn already"):
+        loader.set_weights(6, {"web": 1})
