@@ -186,7 +186,7 @@ class TokenShares:
         self._take = take
         self._tokens_of = tokens_of
         self._counts_phases = counts_phases
-        self._mean = np.ones(len(weights.names))  # tokens of a sample of each group, about
+        self._seen = np.zeros((2, len(weights.names)))  # samples and tokens that were looked at, of each group
 
     def nothing(self) -> Taken:
         """Return what was drawn before the first draw."""
@@ -228,15 +228,18 @@ class TokenShares:
         """Return for each group about as many of its next samples as come up among the next draws."""
         fractions = self._fractions[taken.phase]
         served = np.flatnonzero(fractions)
-        rate = fractions[served] / self._mean[served]
-        each = (count * rate / rate.sum() * 1.05 + 2).astype(np.int64)
+        samples, tokens = self._seen[:, served]
+        typical = (tokens.sum() + 1) / (samples.sum() + 1)
+        rate = fractions[served] / (tokens + 8 * typical) * (samples + 8)
+        expected = count * rate / rate.sum()
+        each = (expected + 3 * np.sqrt(expected) + 2).astype(np.int64)
         group = np.repeat(served, each)
         draw = np.arange(len(group)) + np.repeat(taken.counts[served] - (np.cumsum(each) - each), each)
         # One by one: of several draws at once, those of one cluster come together.
         rows = Shares(np.zeros(len(group), np.int64), group, draw, np.ones(len(group), np.int64))
         ids = self._take(taken, step, rows)
         lengths = self._tokens_of(ids)
-        self._mean[served] = np.add.reduceat(lengths, np.cumsum(each) - each) / each
+        self._seen[:, served] += each, np.add.reduceat(lengths, np.cumsum(each) - each)
         return ids, group, lengths
 
 

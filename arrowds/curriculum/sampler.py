@@ -119,9 +119,10 @@ class Source:
             pools = build_pools(self.index, self.metrics, self.derived, self.allowed, one)
         else:
             chosen = np.flatnonzero(self.codes >= 0)
-            code = np.searchsorted(self.groups, self.codes[chosen])
-            ids = chosen[np.argsort(code, kind="stable")].astype(id_dtype(len(self.codes)))
-            sizes = np.bincount(code, minlength=len(self.groups))
+            code = self.codes[chosen]
+            small = code.astype(np.uint16) if self.groups[-1] < 1 << 16 else code  # which NumPy sorts by counting
+            ids = chosen[np.argsort(small, kind="stable")].astype(id_dtype(len(self.codes)))
+            sizes = np.bincount(code, minlength=int(self.groups[-1]) + 1)[self.groups]
             changes = Changes(np.zeros(len(sizes), np.int64), np.arange(len(sizes)), sizes)
             pools = Pools(ids, np.concatenate([[0], np.cumsum(sizes)]), changes)
         return GroupPools(
@@ -197,7 +198,7 @@ class GroupSampler(BatchStream):
             raise ConfigError(f"{self.samples_per_epoch} samples x {num_epochs} epochs do not fill {batch}; {remedy}")
         metrics = [metric for source in self._sources for metric in source.metrics]
         if self._budget is None and all(m.schedule_type != "custom" or m.function for m in metrics):
-            _ = self._draws  # Invalid settings raise here, not at the first batch.
+            _ = self._draws, self._parts  # Invalid settings raise here, not at the first batch.
 
     @cached_property
     def _indexes(self) -> dict[int, MetricSource]:
