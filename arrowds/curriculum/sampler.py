@@ -197,6 +197,8 @@ class GroupSampler(BatchStream):
             remedy = "use drop_last=False, or a smaller batch" if drop_last else f"each of {world_size} ranks needs one"
             raise ConfigError(f"{self.samples_per_epoch} samples x {num_epochs} epochs do not fill {batch}; {remedy}")
         metrics = [metric for source in self._sources for metric in source.metrics]
+        if order != "stateless" and any(metric.lower is not None for metric in metrics):
+            raise ConfigError(f"a lower bound needs the order 'stateless', got {order!r}")
         if self._budget is None and all(m.schedule_type != "custom" or m.function for m in metrics):
             _ = self._draws, self._parts  # Invalid settings raise here, not at the first batch.
 

@@ -91,7 +91,7 @@ def main() -> None:
         sampler.global_batch_at(batches)
         last = time.perf_counter() - start_of_last
         changed = time.perf_counter()
-        sampler.set_weights(sampler.step + 1, {name: 1.0 for name in weights})
+        sampler.set_weights(sampler.step + 1, dict.fromkeys(weights, 1.0))
         next(iter(sampler))
         changed = time.perf_counter() - changed
         print(
