@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from arrowds.build.api import add_metrics, analyze, append
     from arrowds.build.compact import compact, vacuum, versions
     from arrowds.curriculum.config import CurriculumMetric
-    from arrowds.curriculum.mixture import MixtureSampler
+    from arrowds.curriculum.mixture import MixtureSampler, quantile_groups
     from arrowds.curriculum.sampler import CurriculumSampler
     from arrowds.curriculum.schedule import register_schedule
     from arrowds.index import Index, open_index
@@ -47,6 +47,7 @@ __all__ = [
     "execute_data_pipeline",
     "metrics",
     "open_index",
+    "quantile_groups",
     "register_schedule",
     "sources",
     "stats",
@@ -74,6 +75,7 @@ _HOMES = {
     "create_data_loader": "arrowds.pipeline",
     "execute_data_pipeline": "arrowds.pipeline",
     "open_index": "arrowds.index",
+    "quantile_groups": "arrowds.curriculum.mixture",
     "register_schedule": "arrowds.curriculum.schedule",
     "vacuum": "arrowds.build.compact",
     "versions": "arrowds.build.compact",

@@ -28,6 +28,24 @@ def checked_state(state: object, version: int, *, of: str) -> Mapping[str, Any]:
     return state
 
 
+def refuse_other_samplers(state: Mapping[str, Any], name: str) -> None:
+    """Refuse the state of another kind of sampler by its name.
+
+    Raises:
+        StateMismatchError: when it is one.
+
+    >>> refuse_other_samplers({"order": "mixture"}, "CurriculumSampler")
+    Traceback (most recent call last):
+    arrowds.errors.StateMismatchError: expected the state of a CurriculumSampler, got that of a MixtureSampler
+    """
+    kinds = {"MixtureSampler": state.get("order") == "mixture", "TokenBudgetBatchSampler": "rules" in state}
+    saved = next(
+        (kind for kind, is_it in kinds.items() if is_it), "CurriculumSampler" if "curriculum" in state else name
+    )
+    if saved != name:
+        raise StateMismatchError(f"expected the state of a {name}, got that of a {saved}")
+
+
 def count_in(state: Mapping[str, Any], name: str) -> int:
     """Return a number of a saved state: an integer from 0 on.
 

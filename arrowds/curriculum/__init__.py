@@ -1,8 +1,8 @@
 """From an index to batches of sample ids; NumPy, no torch.
 
-schedule ----> config ----> pools ----> apportion + permutation ----> stateless --+
-(step ->       (metrics,    (clusters   (cluster and member               |       |--> sampler --> trace
- difficulty)    checked)     of ids)     of every draw)                mixture    |    (ranks, position, state)
-                                                                                  |
-                       draws: other sequences of batches, registered by name -----+
+schedule ----> config ----> pools ----> apportion, permutation, group_weights ----> draws ----+--> sampler --> trace
+(step ->       (metrics,    (clusters   (group, cluster and member of      (global batches;   |    (ranks, position,
+ difficulty)    checked)     of ids)     every draw)                        others by name)   |     state), mixture
+                                                                                              |
+                       token_budget --> token_steps: steps that depend on lengths, by marks --+
 """

@@ -71,6 +71,7 @@ class DrawPlan:
         changes: their weights; before phase 0 all are 0. In every phase some weight is positive.
         draws_before: for each phase, how many draws come before it.
         batch: how many draws every batch has, or 0 where that varies.
+        shape: weights that shape the tree, so that changes of later phases do not; None: the largest of each cluster.
 
     >>> plan = DrawPlan(2, Changes(*np.array([[0, 0, 1], [0, 1, 1], [6, 2, 4]])), np.array([0, 16]), batch=8)
     >>> shares = plan.shares(np.array([0, 0, 1]), np.array([0, 8, 16]), np.array([8, 16, 24]))
@@ -78,9 +79,12 @@ class DrawPlan:
     (array([0, 1, 0, 1, 0, 1]), array([6, 2, 6, 2, 4, 4]))
     """
 
-    def __init__(self, num_leaves: int, changes: Changes, draws_before: Int64, *, batch: int = 0) -> None:
+    def __init__(
+        self, num_leaves: int, changes: Changes, draws_before: Int64, *, batch: int = 0, shape: Int64 | None = None
+    ) -> None:
         self._phases = len(draws_before)
-        tree = _WeightTree.of(_largest_weights(num_leaves, changes), _steerable_weight(changes, batch))
+        weights = _largest_weights(num_leaves, changes) if shape is None else shape
+        tree = _WeightTree.of(weights, _steerable_weight(changes, batch))
         self._children, self._leaves = tree.children, tree.leaves
         self._clock = _Clock.of(changes, draws_before)
         self._entries = _Entries.joined(_entries_by_level(tree, changes, self._clock))

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from arrowds.curriculum.schedule import METRIC_KEYS, Number, changes, check_keys, difficulty_bounds, make_schedule
+from arrowds.curriculum.schedule import (
+    METRIC_KEYS,
+    SCHEDULE_KEYS,
+    Number,
+    changes,
+    check_keys,
+    difficulty_bounds,
+    make_schedule,
+)
 from arrowds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +31,8 @@ class CurriculumMetric:
 
     Args:
         name: a metric of the index; with ``difficulty``, any name.
+        lower: the schedule of a lower bound, a dictionary as that of the difficulty: samples below it are not admitted.
+            Its difficulty is reported as ``NAME_lower``.
         difficulty: a Polars expression over metrics of the index, used instead of the metric's values.
         difficulty_type: "value" (samples up to a value) or "percentile" (0 to 100: the share of the samples).
         clustering_type: "schedule_based", or "single_cluster": the metric admits every sample from the start, and its
@@ -44,6 +54,7 @@ class CurriculumMetric:
     max_difficulty: Number | None = None
     difficulty_type: str = "value"
     clustering_type: str = "schedule_based"
+    lower: Mapping[str, Any] | None = None
     difficulty: pl.Expr | None = None
     function: Callable[[int], Number] | None = None
 
@@ -53,6 +64,15 @@ class CurriculumMetric:
         _check_choice(self, "difficulty_type", ("value", "percentile"))
         _check_choice(self, "clustering_type", ("schedule_based", "single_cluster"))
         make_schedule(self.settings(), self.function)  # raises for missing, unknown and invalid settings
+        if self.lower is not None:
+            if not self.clustered:
+                raise ConfigError(f"{self.name!r} admits every sample (single_cluster), so it can have no lower bound")
+            check_keys(self.lower, SCHEDULE_KEYS, where=f"the lower bound of {self.name!r}")
+            if self.lower.get("schedule_type") == "custom":
+                raise ConfigError(
+                    f"the lower bound of {self.name!r} can't be custom: register its function by register_schedule"
+                )
+            make_schedule(self.lower)
         _, highest = self.bounds
         if self.percentile and not 0 < highest <= 100:
             raise ConfigError(
@@ -90,7 +110,17 @@ class CurriculumMetric:
         Raises:
             ConfigError: for a percentile below 0 or above 100, and more changes than a curriculum has.
         """
-        starts, levels = changes(make_schedule(self.settings(), self.function), highest=self.bounds[1], limit=limit)
+        return self._changes(self.settings(), self.function, limit)
+
+    def lower_changes(self, limit: int) -> tuple[list[int], list[Number]] | None:
+        """Return the same of the lower bound; None where there is none. Pure."""
+        return None if self.lower is None else self._changes(self.lower, None, limit)
+
+    def _changes(
+        self, settings: Mapping[str, Any], function: Callable[[int], Number] | None, limit: int
+    ) -> tuple[list[int], list[Number]]:
+        highest = difficulty_bounds(settings)[1]
+        starts, levels = changes(make_schedule(settings, function), highest=highest, limit=limit)
         if self.percentile and not all(0 <= level <= 100 for level in levels):
             raise ConfigError(
                 f"the difficulties of {self.name!r} go from {min(levels)} to {max(levels)}, but percentiles from 0 to "
@@ -102,7 +132,8 @@ class CurriculumMetric:
         """Return what decides which samples are drawn, as JSON-serialisable values; functions have no identity."""
         difficulty = None if self.difficulty is None else str(self.difficulty)
         kinds = {"difficulty_type": self.difficulty_type, "clustering_type": self.clustering_type}
-        return self.settings() | kinds | {"difficulty": difficulty}
+        lower = {} if self.lower is None else {"lower": dict(self.lower)}
+        return self.settings() | kinds | {"difficulty": difficulty} | lower
 
 
 def _check_choice(metric: CurriculumMetric, key: str, choices: tuple[str, str]) -> None:
@@ -138,7 +169,7 @@ def parse_curriculum(curriculum: Curriculum) -> tuple[CurriculumMetric, ...]:
 
 def _from_dictionaries(curriculum: Mapping[str, Mapping[str, Any]]) -> Iterator[CurriculumMetric]:
     for name, config in curriculum.items():
-        check_keys(config, METRIC_KEYS, where=f"the curriculum of {name!r}")
+        check_keys(config, (*METRIC_KEYS, "lower"), where=f"the curriculum of {name!r}")
         if "schedule_type" not in config:
             raise ConfigError(f"the curriculum of {name!r} needs 'schedule_type'")
         known = CurriculumMetric.__dataclass_fields__

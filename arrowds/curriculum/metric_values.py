@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -98,7 +98,7 @@ def evaluate(index: MetricSource, expression: pl.Expr) -> np.ndarray:
         raise ConfigError(f"expected a Polars expression such as pl.col('loss') < 8, got {expression!r}")
     names = expression.meta.root_names()
     for name in names:
-        _check_known(index, name)
+        check_known(index, name)
     if not names:
         raise ConfigError(f"{expression} uses no metric; the index has {', '.join(index.metrics)}")
     columns = {name: _series(index[name].values, getattr(index[name], "names", ())) for name in names}
@@ -132,12 +132,29 @@ def find_metric(index: MetricSource, name: str) -> MetricValues:
     Raises:
         ConfigError: for an unknown name; the message lists the metrics of the index. And for a categorical metric.
     """
-    _check_known(index, name)
+    check_known(index, name)
     if getattr(index[name], "names", ()):
         raise ConfigError(f"metric {name!r} is categorical: it can choose samples (where=), but has no sizes to go by")
     return index[name]
 
 
-def _check_known(index: MetricSource, name: str) -> None:
+def check_known(index: MetricSource, name: str) -> None:
+    """Raise ConfigError unless the index has a metric of that name."""
     if name not in index.metrics:
         raise ConfigError(f"the index has no metric {name!r}; it has {', '.join(index.metrics) or 'none'}")
+
+
+def joined(values: Sequence[np.ndarray], offsets: Sequence[int]) -> Callable[[npt.NDArray[np.int64]], np.ndarray]:
+    """Return what gives the values of ids, where the ids of array i begin at ``offsets[i]``, ascending from 0."""
+    if len(values) == 1:
+        return values[0].__getitem__
+
+    def gather(ids: npt.NDArray[np.int64]) -> np.ndarray:
+        place = np.searchsorted(offsets, ids, side="right") - 1
+        found = np.ma.zeros(len(ids), np.result_type(*(array.dtype for array in values)))
+        for number in np.unique(place).tolist():
+            mine = np.flatnonzero(place == number)
+            found[mine] = values[number][ids[mine] - offsets[number]]
+        return found if np.ma.is_masked(found) else found.data
+
+    return gather

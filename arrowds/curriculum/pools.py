@@ -39,11 +39,24 @@ class Phases:
     def of(cls, metrics: Iterable[CurriculumMetric], *, limit: int) -> Phases:
         """Merge the changes of all metrics' difficulties, those of custom schedules up to step ``limit``. Pure."""
         changes = {metric.name: metric.changes(limit) for metric in metrics}
+        lower = {f"{metric.name}_lower": metric.lower_changes(limit) for metric in metrics}
+        changes |= {name: found for name, found in lower.items() if found is not None}
         start = np.unique(np.concatenate([[1], *(steps for steps, _ in changes.values())]).astype(np.int64))
         levels = {}
         for name, (steps, difficulties) in changes.items():
             at = np.searchsorted(steps, start, side="right") - 1
             levels[name] = [difficulties[i] for i in at.tolist()]
+        return cls(start, levels)
+
+    @classmethod
+    def merged(cls, named: Mapping[str, Phases], starts: Int64) -> Phases:
+        """Merge phases, with names for those of ``levels`` in front, and further steps at which one begins. Pure."""
+        start = np.unique(np.concatenate([[1], starts, *(phases.start for phases in named.values())]).astype(np.int64))
+        levels = {
+            f"{prefix}{name}": [values[phase] for phase in phases.of_step(start).tolist()]
+            for prefix, phases in named.items()
+            for name, values in phases.levels.items()
+        }
         return cls(start, levels)
 
     def of_step(self, steps: npt.ArrayLike) -> Int64:
@@ -111,10 +124,13 @@ def build_pools(
     for metric in clustering:
         _check_range(metric, values[metric.name])
     if not clustering and allowed is None:
-        pools = _sliced(None, np.array([index.num_samples]), np.zeros(len(phases.start), np.int64))
+        everything = np.full(len(phases.start), index.num_samples)
+        pools = _sliced(None, np.zeros_like(everything), everything)
     elif len(clustering) == 1 and allowed is None and clustering[0].name not in derived:
-        cuts, level = _cuts(clustering[0], values[clustering[0].name], phases)
-        pools = _sliced(values[clustering[0].name].order, cuts, level)
+        metric, of_metric = clustering[0], values[clustering[0].name]
+        stop = _cuts(metric, of_metric, phases)
+        start = np.zeros_like(stop) if metric.lower is None else _cuts(metric, of_metric, phases, lower=True)
+        pools = _sliced(of_metric.order, np.minimum(start, stop), stop)
     else:
         pools = _gathered(index.num_samples, clustering, values, allowed, phases)
     _check_never_empty(pools, clustering, values, phases, filtered=allowed is not None)
@@ -133,24 +149,30 @@ def _check_range(metric: CurriculumMetric, values: MetricValues) -> None:
         )
 
 
-def _cuts(metric: CurriculumMetric, values: MetricValues, phases: Phases) -> tuple[Int64, Int64]:
-    """Return the positions in the order where phases cut it, ascending, and which of them each phase uses. Pure."""
-    levels = phases.levels[metric.name]
+def _cuts(metric: CurriculumMetric, values: MetricValues, phases: Phases, *, lower: bool = False) -> Int64:
+    """Return where phases cut the order: before it are the samples admitted, or below a lower bound. Pure."""
+    levels = phases.levels[f"{metric.name}_lower" if lower else metric.name]
     count = len(values.order)
-    cut = (lambda level: cut_of_percentile(count, level)) if metric.percentile else values.rank
     known: dict[Any, int] = {}
     for level in levels:
         if level not in known:
-            known[level] = cut(level)
-    cuts, used = np.unique(np.array([known[level] for level in levels], np.int64), return_inverse=True)
-    return cuts, used.reshape(-1)
+            by_value = values.rank(level, side="left" if lower else "right")
+            known[level] = cut_of_percentile(count, level) if metric.percentile else by_value
+    return np.array([known[level] for level in levels], np.int64)
 
 
-def _sliced(order: Ids | None, cuts: Int64, level: Int64) -> Pools:
-    """Return slices of an order: phase i admits the positions before ``cuts[level[i]]``. Pure."""
-    starts = np.unique(np.concatenate([[0], cuts]))
-    admitted = np.searchsorted(starts, cuts[level])
-    return Pools(order, starts, _prefix_changes(admitted, np.diff(starts)))
+def _sliced(order: Ids | None, start: Int64, stop: Int64) -> Pools:
+    """Return slices of an order: phase i admits the positions from ``start[i]`` to ``stop[i]``. Pure."""
+    starts = np.unique(np.concatenate([[0], start, stop]))
+    sizes = np.diff(starts)
+    added = _prefix_changes(np.searchsorted(starts, stop), sizes)
+    if not start.any():
+        return Pools(order, starts, added)
+    left = _prefix_changes(np.searchsorted(starts, start), sizes)
+    phase = np.concatenate([added.phase, left.phase])
+    by_phase = np.argsort(phase, kind="stable")
+    leaf, delta = np.concatenate([added.leaf, left.leaf]), np.concatenate([added.delta, -left.delta])
+    return Pools(order, starts, Changes(phase[by_phase], leaf[by_phase], delta[by_phase]))
 
 
 def _prefix_changes(admitted: Int64, sizes: Int64) -> Changes:
@@ -171,11 +193,15 @@ def _gathered(
     phases: Phases,
 ) -> Pools:
     """Read the values in blocks, twice: to count the samples that the same phases admit, and to group their ids."""
-    bounds = [_Bounds.of(metric, values[metric.name], phases) for metric in metrics]
-    rising = all((np.diff(bound.level) >= 0).all() for bound in bounds)
+    bounds = [
+        _Bounds.of(metric, values[metric.name], phases, lower=lower)
+        for metric in metrics
+        for lower in ((False,) if metric.lower is None else (False, True))
+    ]
+    rising = all(not bound.lower and (np.diff(bound.level) >= 0).all() for bound in bounds)
 
     def blocks() -> Iterator[tuple[Int64, Int64]]:
-        return _blocks(num_samples, metrics, values, bounds, allowed, rising=rising)
+        return _blocks(num_samples, values, bounds, allowed, rising=rising)
 
     cells, counts = _count([np.unique(key, return_counts=True) for key, _ in blocks()])
     if rising:
@@ -205,7 +231,8 @@ def _patterns(cells: Int64, bounds: list[_Bounds], phases: int) -> tuple[npt.NDA
     active = np.ones((len(cells), phases), np.bool_)
     for bound in reversed(bounds):
         cells, level = np.divmod(cells, len(bound.value) + 1)
-        active &= level[:, np.newaxis] <= bound.level
+        within = level[:, np.newaxis] <= bound.level
+        active &= ~within if bound.lower else within
     pattern, of_cell = np.unique(active, axis=0, return_inverse=True)
     used = pattern.any(axis=1)
     number = np.where(used, np.cumsum(used) - 1, used.sum())
@@ -236,7 +263,6 @@ def _grouped(
 
 def _blocks(
     num_samples: int,
-    metrics: Sequence[CurriculumMetric],
     values: dict[str, MetricValues],
     bounds: list[_Bounds],
     allowed: npt.NDArray[np.bool_] | None,
@@ -248,8 +274,8 @@ def _blocks(
         stop = min(start + BLOCK, num_samples)
         rows = np.arange(start, stop) if allowed is None else start + np.flatnonzero(allowed[start:stop])
         key = np.zeros(len(rows), np.int64)
-        for metric, bound in zip(metrics, bounds, strict=True):
-            level = bound.levels_of(values[metric.name].values[start:stop][rows - start], rows)
+        for bound in bounds:
+            level = bound.levels_of(values[bound.name].values[start:stop][rows - start], rows)
             cell = key * (len(bound.value) + 1) + level
             key = np.maximum(key, bound.first_phase[level]) if rising else cell
         yield key, rows
@@ -257,20 +283,23 @@ def _blocks(
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """The distinct difficulties of a metric, ascending: level i admits all up to (``value[i]``, ``last_id[i]``)."""
+    """The distinct difficulties of a metric, ascending: level i has all up to (``value[i]``, ``last_id[i]``)."""
 
+    name: str
+    lower: bool
+    """Whether the samples of a level are left out, instead of admitted."""
     value: np.ndarray
     last_id: Int64
     level: Int64
     """The level of each phase."""
 
     @classmethod
-    def of(cls, metric: CurriculumMetric, values: MetricValues, phases: Phases) -> _Bounds:
-        cuts, level = _cuts(metric, values, phases)
+    def of(cls, metric: CurriculumMetric, values: MetricValues, phases: Phases, *, lower: bool) -> _Bounds:
+        cuts, level = np.unique(_cuts(metric, values, phases, lower=lower), return_inverse=True)
         last = values.order[np.maximum(cuts, 1) - 1].astype(np.int64)
         value = np.ma.getdata(values.values)[last]
         # A cut before the first sample admits nothing, not even the smallest value with id 0.
-        return cls(value, np.where(cuts == 0, -1, last), level)
+        return cls(metric.name, lower, value, np.where(cuts == 0, -1, last), level.reshape(-1))
 
     @property
     def first_phase(self) -> Int64:
@@ -314,15 +343,22 @@ def _check_never_empty(
     if not len(empty):
         return
     step, phase = int(phases.start[empty[0]]), int(empty[0])
-    stated = [_statement(metric, values[metric.name], phases.levels[metric.name][phase]) for metric in metrics]
+    stated = [_statement(metric, values[metric.name], phases, phase) for metric in metrics]
     raise EmptyPoolError(
         f"no sample is admitted at step {step}: "
         + "; ".join(stated + (["a filter is set"] if filtered else []))
-        + "; raise min_difficulty"
+        + (
+            "; lower the lower bound, or raise the difficulty"
+            if any(m.lower for m in metrics)
+            else "; raise min_difficulty"
+        )
     )
 
 
-def _statement(metric: CurriculumMetric, values: MetricValues, level: Any) -> str:
+def _statement(metric: CurriculumMetric, values: MetricValues, phases: Phases, phase: int) -> str:
+    level = phases.levels[metric.name][phase]
+    if metric.lower is not None:
+        return f"{metric.name!r} is bound from {phases.levels[f'{metric.name}_lower'][phase]} to {level}"
     if metric.percentile:
         return f"{metric.name!r} has the difficulty {level} % of {len(values.order)} samples"
     smallest = values.values[int(values.order[0])].item()

@@ -7,7 +7,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from arrowds.curriculum.ranks import RankLayout, whole_number
 from arrowds.curriculum.trace import Recorder, Row
 from arrowds.errors import ConfigError, StateMismatchError
 from arrowds.shares import refuse_second_division
-from arrowds.states import checked_state, count_in
+from arrowds.states import checked_state, count_in, refuse_other_samplers
 
 Int64 = npt.NDArray[np.int64]
 
@@ -50,6 +50,7 @@ class BatchStream(ABC):
         recorder: what keeps the record of this rank; None when there is none.
     """
 
+    _kind: ClassVar[str]  # the name of the samplers whose states fit
     _of_the_pass: tuple[str, ...] = ()  # cached properties that depend on how many epochs there are
 
     def __init__(
@@ -270,6 +271,21 @@ class BatchStream(ABC):
         """
         return self._samples_of(check_step(step), 0, self.layout.global_batch_size)
 
+    def microbatches_at(self, step: int) -> list[list[Int64]]:
+        """Return the ids of every rank's microbatches of a step (the first is 1).
+
+        Returns:
+            For each microbatch, in the sequence of gradient accumulation, a list of the int64 ids of each rank.
+
+        Raises:
+            ConfigError: when ``step`` is below 1.
+        """
+        micro, rank = self._places_at(check_step(step))
+        ids, ranks = self.global_batch_at(step)[: len(micro)], self.layout.world_size
+        counts = np.bincount(micro * ranks + rank, minlength=self.layout.gradient_accumulation_steps * ranks)
+        parts = np.split(ids, np.cumsum(counts)[:-1])
+        return [parts[start : start + ranks] for start in range(0, len(parts), ranks)]
+
     def _places_at(self, step: int) -> tuple[Int64, Int64]:
         """Return the microbatch and the rank of each sample that a step hands out."""
         return self.layout.places(self.samples_at(step) or self.layout.global_batch_size)
@@ -424,6 +440,7 @@ class BatchStream(ABC):
             StateMismatchError: naming everything in which the state differs.
         """
         state = checked_state(state, STATE_VERSION, of="a sampler")
+        refuse_other_samplers(state, self._kind)
         now = self.identity()
         differing = [name for name, value in now.items() if state.get(name) != value]
         if "index" in differing and self._was_drawn_from(state) is False:

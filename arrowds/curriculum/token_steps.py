@@ -1,7 +1,7 @@
-"""Steps under a token budget: how many draws each step takes, and how they are dealt to its microbatches.
+"""Steps that depend on the lengths of all samples drawn before: under a token budget, or with shares in tokens.
 
-The draws are those of ``order="stateless"``; where a step begins among them depends on the lengths of all samples that
-were drawn before. Steps are filled in blocks of at least 64 microbatches, within a phase and an epoch: a block takes
+Under a token budget a step takes as many draws of ``order="stateless"`` as fit.
+Steps are filled in blocks of at least 64 microbatches, within a phase and an epoch: a block takes
 the draws that fill it, deals them to its microbatches, and these come in random order. So a sample comes up within one
 block of its place among the draws, and every microbatch has long and short samples. A :class:`Mark` says where a block
 begins; from a mark, the steps after it follow without those before.
@@ -9,20 +9,19 @@ begins; from a mark, the steps after it follow without those before.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from arrowds.curriculum.balance import balanced
-from arrowds.curriculum.fill import fill_flat, fill_padded
+from arrowds.curriculum.draws import Draws, StatelessDraws, shuffled
+from arrowds.curriculum.group_weights import Taken, TokenShares
 from arrowds.curriculum.permutation import derive_key, mix
 from arrowds.curriculum.pools import Phases
-from arrowds.curriculum.stateless import StatelessDraws
-from arrowds.curriculum.token_budget import Cost
+from arrowds.curriculum.token_budget import Cost, balanced, fill_flat, fill_padded
 from arrowds.errors import StateMismatchError
 
 Int64 = npt.NDArray[np.int64]
@@ -30,7 +29,10 @@ Int64 = npt.NDArray[np.int64]
 BLOCK = 64
 """The fewest microbatches that are filled together, where phases and epochs are long enough."""
 
-_ORDER = 3  # what a key is for, beside those of arrowds.curriculum.stateless
+_BLOCK_DRAWS = 1 << 15
+_MOST_MARKED = 1 << 22
+
+_ORDER = 3  # what a key is for, beside those of arrowds.curriculum.draws
 _FILLS = (0.996, 0.992, 0.986)
 _FILL_TO_BALANCE = 0.92
 """Ranks with a costly sample need fewer tokens than others, which must have room for theirs."""
@@ -44,29 +46,38 @@ class Mark(NamedTuple):
         draw: the first draw that no earlier step takes.
         epoch: the epoch that its draws count for.
         draws_before: how many draws come before each phase so far.
+        taken: what was drawn of each group, where groups have shares in tokens.
     """
 
     step: int
     draw: int
     epoch: int
     draws_before: tuple[int, ...]
+    taken: Taken | None = None
 
-    def to_state(self) -> list[Any]:
-        """The mark as JSON values."""
-        return [self.step, self.draw, self.epoch, list(self.draws_before)]
+    def to_state(self) -> list[Any] | None:
+        """The mark as JSON values; None where it is too large."""
+        values = [self.step, self.draw, self.epoch, list(self.draws_before)]
+        if self.taken is None:
+            return values
+        taken = self.taken.to_state()
+        return None if taken is None else [*values, taken]
 
     @classmethod
-    def from_state(cls, values: Any) -> Mark:
-        """The mark of a saved state; raises StateMismatchError for anything else."""
+    def from_state(cls, values: Any, *, groups: int | None = None) -> Mark:
+        """The mark of a saved state, with shares in tokens of some groups; raises StateMismatchError for others."""
         match values:
-            case [int(step), int(draw), int(epoch), [0, *more]] if (
-                step > 0
+            case [int(step), int(draw), int(epoch), [0, *more], *taken] if (
+                len(taken) == (groups is not None)
+                and step > 0
                 and draw >= 0
                 and epoch >= 0
                 and all(type(before) is int for before in more)
                 and all(a <= b for a, b in zip([0, *more], [*more, draw], strict=True))
             ):
-                return cls(step, draw, epoch, (0, *more))
+                return cls(
+                    step, draw, epoch, (0, *more), None if groups is None else Taken.from_state(taken[0], groups)
+                )
         raise StateMismatchError(f"the saved state has an invalid mark of its token budget: {values!r}")
 
 
@@ -85,8 +96,9 @@ class TokenSteps:
 
     Args:
         draws: returns the draws for the numbers of draws before each phase.
+        shares: what chooses the groups of draws where these have shares in tokens; None: the draws do.
         phases: when difficulties change.
-        lengths: tokens of every sample; more than the budget count as the budget.
+        tokens_of: returns the tokens of samples, from 1 to the budget.
         max_tokens: the budget of a microbatch.
         padded: whether the budget bounds rows times longest sample, instead of the sum of the lengths.
         microbatches: how many a step has, over all ranks.
@@ -102,8 +114,9 @@ class TokenSteps:
     def __init__(
         self,
         draws: Callable[[Int64], StatelessDraws],
+        shares: TokenShares | None,
         phases: Phases,
-        lengths: npt.NDArray[Any],
+        tokens_of: Callable[[Int64], Int64],
         *,
         max_tokens: int,
         padded: bool,
@@ -116,7 +129,8 @@ class TokenSteps:
     ) -> None:
         self._draws = draws
         self._phases = phases
-        self._lengths = lengths
+        self._shares = shares
+        self._tokens_of = tokens_of
         self._max_tokens = max_tokens
         self._padded = padded
         self._microbatches = microbatches
@@ -127,10 +141,10 @@ class TokenSteps:
         self._cost = cost
         self._fills = _FILLS if cost is None else (_FILL_TO_BALANCE,)
         self._divided: tuple[int, list[Int64]] = 0, []
-        self._steps = -(-BLOCK // microbatches)
+        self._steps = -(-BLOCK // microbatches) if shares is None else 1  # in a block, any step may have any of it
         self._tokens_per_draw = 1.0
-        self._plan: tuple[tuple[int, ...], StatelessDraws] = (), draws(np.zeros(len(phases.start), np.int64))
-        self._marks = [Mark(1, 0, 0, (0,))]
+        self._plan: tuple[tuple[int, ...], StatelessDraws] | None = None
+        self._marks = [Mark(1, 0, 0, (0,), None if shares is None else shares.nothing())]
         self._block: _Block | None = None
 
     def microbatches(self, step: int) -> list[Int64]:
@@ -190,35 +204,50 @@ class TokenSteps:
         block = self._block_of(step)
         return block.mark.draw + int(block.offsets[(step - block.mark.step) * self._microbatches])
 
+    def end_of_block(self, step: int) -> int:
+        """Return the last step that is filled together with a step."""
+        return self._block_of(step).next.step - 1
+
     def mark_of(self, step: int) -> Mark:
         """Return where the block of a step begins."""
         return self._block_of(step).mark
 
-    def remember(self, mark: Mark) -> None:
-        """Take a mark from an earlier run in place of those so far: the steps before it need not be filled again.
+    @property
+    def marks(self) -> list[Mark]:
+        """Where blocks begin, as far as is known, ascending."""
+        return self._marks
+
+    def remember(self, marks: list[Mark]) -> None:
+        """Take marks from an earlier run in place of those so far: the steps before them need not be filled again.
 
         Raises:
-            StateMismatchError: when it can't be one of this run.
+            StateMismatchError: when one can't be of this run.
         """
-        if mark.step not in self._phases_so_far(mark) or mark.draw >= (mark.epoch + 1) * self._per_epoch:
-            raise StateMismatchError(f"the saved state has a mark of its token budget that does not fit: {mark}")
-        self._marks = sorted({Mark(1, 0, 0, (0,)), mark})
+        for mark in marks:
+            phase = len(mark.draws_before) - 1
+            known = phase < len(self._phases.start)
+            in_phase = known and self._phases.start[phase] <= mark.step <= self._end_of_phase(phase)
+            if not in_phase or mark.draw >= (mark.epoch + 1) * self._per_epoch:
+                raise StateMismatchError(f"the saved state has a mark of its token budget that does not fit: {mark}")
+        self._marks = [self._marks[0], *(mark for mark in marks if mark.step > 1)]
         self._block, self._divided = None, (0, [])
-
-    def _phases_so_far(self, mark: Mark) -> range:
-        """The steps of the last phase that a mark knows of."""
-        phase = len(mark.draws_before) - 1
-        if phase >= len(self._phases.start):
-            return range(0)
-        return range(int(self._phases.start[phase]), self._end_of_phase(phase))
 
     def _end_of_phase(self, phase: int) -> int:
         return int(self._phases.start[phase + 1]) if phase + 1 < len(self._phases.start) else 1 << 62
 
     def _insert(self, mark: Mark) -> None:
-        at = bisect_right(self._marks, mark)
-        if self._marks[at - 1] != mark:
-            insort(self._marks, mark)
+        at = bisect_right(self._marks, mark[:3], key=lambda known: known[:3])
+        if self._marks[at - 1][:3] != mark[:3]:
+            self._marks.insert(at, mark)
+
+    def _entered(self, mark: Mark) -> Mark:
+        """Return a mark with the draws before the phase that begins at it, if one does."""
+        phase = int(self._phases.of_step(mark.step))
+        new = phase + 1 - len(mark.draws_before)
+        taken = None if mark.taken is None or self._shares is None else mark.taken
+        if taken is not None and self._shares is not None:
+            taken = self._shares.entering(taken, mark.step, phase)
+        return mark._replace(draws_before=(*mark.draws_before, *[mark.draw] * new), taken=taken)
 
     def _block_of(self, step: int) -> _Block:
         while True:
@@ -229,10 +258,10 @@ class TokenSteps:
 
     def _fill(self, mark: Mark) -> _Block | None:
         """Fill the block of a mark, and note where the next begins; None where the rest of its epoch fills no step."""
-        phase = len(mark.draws_before) - 1
-        steps = min(self._steps, self._end_of_phase(phase) - mark.step)
+        mark = self._entered(mark)
+        steps = min(self._steps, self._end_of_phase(len(mark.draws_before) - 1) - mark.step)
         end = (mark.epoch + 1) * self._per_epoch
-        ids, lengths = self._drawn(mark, steps, end)
+        ids, lengths, groups = self._drawn(mark, steps, end)
         positions, offsets = self._dealt(lengths, steps, mark.step)
         epoch = mark.epoch
         if mark.draw + len(ids) == end and len(positions) == len(ids):  # what is left does not need all the steps
@@ -242,9 +271,11 @@ class TokenSteps:
                 self._insert(mark._replace(epoch=epoch))  # so it begins the next epoch
                 return None
             positions, offsets = self._dealt(lengths, steps, mark.step)
-        step, draw = mark.step + steps, mark.draw + len(positions)
-        before = (*mark.draws_before, draw) if step == self._end_of_phase(phase) else mark.draws_before
-        self._block = _Block(mark, ids[positions], offsets, Mark(step, draw, epoch, before))
+        count, taken = len(positions), mark.taken
+        if self._shares is not None and taken is not None:
+            taken = self._shares.after(taken, groups[:count], lengths[:count])
+        after = Mark(mark.step + steps, mark.draw + count, epoch, mark.draws_before, taken)
+        self._block = _Block(mark, ids[positions], offsets, after)
         self._insert(self._block.next)
         return self._block
 
@@ -258,29 +289,32 @@ class TokenSteps:
             steps -= 1
         return min(steps, len(lengths) // self._microbatches)
 
-    def _drawn(self, mark: Mark, steps: int, end: int) -> tuple[Int64, npt.NDArray[np.int64]]:
-        """Return the draws from a mark on, more than fit into the steps, or up to the end; and their lengths."""
-        if self._plan[0] != mark.draws_before:
-            phases = len(self._phases.start)
-            before = [*mark.draws_before, *[mark.draws_before[-1]] * (phases - len(mark.draws_before))]
-            self._plan = mark.draws_before, self._draws(np.array(before, np.int64))
+    def _drawn(self, mark: Mark, steps: int, end: int) -> tuple[Int64, Int64, Int64]:
+        """Return the draws from a mark on, more than fit into the steps, or up to the end; their lengths and groups."""
         room = steps * self._microbatches * self._max_tokens
         count = int(room / self._tokens_per_draw * 1.1) + self._microbatches * steps
         while True:
-            numbers = np.arange(mark.draw, min(mark.draw + count, end))
-            # One by one: of several draws at once, those of one cluster come together.
-            ids = self._plan[1].draw(np.full(len(numbers), mark.step), numbers, numbers + 1)
-            lengths = self._tokens_of(ids)
+            stop = min(mark.draw + count, end)
+            if self._shares is not None and mark.taken is not None:
+                ids, groups, lengths = self._shares.draw(mark.taken, mark.step, stop - mark.draw)
+            else:
+                # One by one: of several draws at once, those of one cluster come together.
+                numbers = np.arange(mark.draw, stop)
+                ids = self._draws_of(mark).draw(np.full(len(numbers), mark.step), numbers, numbers + 1)
+                lengths, groups = self._tokens_of(ids), ids[:0]
             total = int(lengths.sum())
             if total > room or mark.draw + count >= end:
                 break
             count *= 2
         self._tokens_per_draw = max(1.0, total / len(ids))
-        return ids, lengths
+        return ids, lengths, groups
 
-    def _tokens_of(self, ids: Int64) -> Int64:
-        """The tokens of samples; an empty one takes a row."""
-        return np.clip(self._lengths[ids].astype(np.int64), 1, self._max_tokens)
+    def _draws_of(self, mark: Mark) -> StatelessDraws:
+        if self._plan is None or self._plan[0] != mark.draws_before:
+            phases = len(self._phases.start)
+            before = [*mark.draws_before, *[mark.draws_before[-1]] * (phases - len(mark.draws_before))]
+            self._plan = mark.draws_before, self._draws(np.array(before, np.int64))
+        return self._plan[1]
 
     def _dealt(self, lengths: Int64, steps: int, first: int) -> tuple[Int64, Int64]:
         """Deal the first draws, as many as fit, to all microbatches of the steps: positions, and where each begins."""
@@ -294,3 +328,82 @@ class TokenSteps:
         microbatch = place[where]
         counts = np.bincount(microbatch, minlength=bins)
         return np.argsort(microbatch, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
+
+
+class TokenShareDraws(Draws):
+    """Global batches of a number of samples, whose groups have shares in tokens.
+
+    A block of steps follows from what was drawn before it, so marks are kept of that.
+
+    Args:
+        shares: what chooses the groups of draws.
+        phases: when a difficulty or a weight changes.
+        seed: of the places of samples in their batch.
+        batch_size: samples per global batch.
+        end: after how many draws the run ends; the batch that it cuts short is made of the draws before.
+    """
+
+    keeps_state = True
+
+    def __init__(self, shares: TokenShares, phases: Phases, *, seed: int, batch_size: int, end: int) -> None:
+        self._shares = shares
+        self._phases = phases
+        self._seed = seed
+        self._batch_size = batch_size
+        self._end = end
+        self._steps = max(1, _BLOCK_DRAWS // batch_size)
+        self.marks: list[tuple[int, Taken]] = [(1, shares.nothing())]
+        self._block: tuple[int, Int64] = (0, np.zeros((0, batch_size), np.int64))
+
+    def batches_from(self, step: int) -> Int64:
+        """Return the global batches of a step and of some after it: int64, ``[steps, batch_size]``."""
+        first, block = self._block
+        while not first <= step < first + len(block):
+            size = 4 * len(block) if step == first + len(block) else 1
+            first, taken = self.marks[bisect_right(self.marks, step, key=lambda mark: mark[0]) - 1]
+            block = self._fill(first, taken, max(size, step - first + 1))
+            self._block = first, block
+        rest = self._end % self._batch_size
+        if rest and step == self._end // self._batch_size + 1:
+            return shuffled(block[step - first : step - first + 1, :rest], np.array([step]), self._seed)
+        return shuffled(block[step - first :], np.arange(step, first + len(block)), self._seed)
+
+    def _fill(self, step: int, taken: Taken, steps: int) -> Int64:
+        """Draw a block of about some steps, and note what was drawn before the next."""
+        phase = int(self._phases.of_step(step))
+        steps = min(steps, self._steps)
+        if phase + 1 < len(self._phases.start):
+            steps = min(steps, int(self._phases.start[phase + 1]) - step)
+        taken = self._shares.entering(taken, step, phase)
+        ids, groups, lengths = self._shares.draw(taken, step, steps * self._batch_size)
+        at = bisect_right(self.marks, step + steps, key=lambda mark: mark[0])
+        if self.marks[at - 1][0] != step + steps:
+            self.marks.insert(at, (step + steps, self._shares.after(taken, groups, lengths)))
+            if len(self.marks) * len(taken.counts) > _MOST_MARKED:
+                self.marks = [mark for number, mark in enumerate(self.marks) if not number % 2 or number == at]
+        return ids.reshape(steps, self._batch_size)
+
+    def state_at(self, step: int) -> dict[str, Any]:
+        """Return what was drawn before the block of a step, where that is small."""
+        at, taken = self.marks[bisect_right(self.marks, max(step, 1), key=lambda mark: mark[0]) - 1]
+        taken = self._shares.entering(taken, at, int(self._phases.of_step(at)))
+        values = taken.to_state()
+        return {"mark": None if values is None else [at, values]}
+
+    def check_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Take the mark of a saved state, so that what was drawn before it need not be drawn again.
+
+        Raises:
+            StateMismatchError: for a mark that is none.
+        """
+        match state.get("mark"):
+            case None:
+                return
+            case [int(at), values] if 1 <= at <= max(step, 1):
+                taken = Taken.from_state(values, len(self.marks[0][1].counts))
+            case damaged:
+                raise StateMismatchError(f"the saved state has an invalid mark of its shares: {damaged!r:.200}")
+        if int(taken.counts.sum()) != (at - 1) * self._batch_size or taken.phase != self._shares.weights.phase_of(at):
+            raise StateMismatchError(f"the saved state has a mark of its shares that does not fit: {taken!r:.200}")
+        self.marks = [self.marks[0], *([(at, taken)] if at > 1 else [])]
+        self._block = (0, self._block[1][:0])

@@ -20,7 +20,6 @@ from arrowds.errors import ConfigError, StorageError, UnreadableFileError
 if TYPE_CHECKING:
     import polars as pl
 
-    from arrowds.curriculum.metric_values import MetricValues
     from arrowds.index import Index
 
 RECORD_SCHEMA = pa.schema(
@@ -49,7 +48,7 @@ def trace_table(
     batches: Mapping[int, npt.NDArray[np.int64]],
     difficulties: Mapping[int, Mapping[str, Any]],
     places: Mapping[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
-    values: Mapping[str, MetricValues],
+    values: Mapping[str, Any],
 ) -> pa.Table:
     """Return one row per sample of each step: ``step``, ``micro_batch``, ``rank``, ``sample_id``, difficulties, values.
 

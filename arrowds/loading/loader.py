@@ -201,6 +201,12 @@ class CurriculumDataLoader:
         self.sampler.set_custom_curriculum_learning_schedule(functions)  # type: ignore[attr-defined]  # a curriculum's
         self._place, self._moved = None, True
 
+    def set_weights(self, from_step: int, weights: Mapping[str, float]) -> None:
+        """Draw with other weights of groups from a step on that is not handed out yet: of a mixture's sampler."""
+        self._go_back()
+        self.sampler.set_weights(from_step, weights)  # type: ignore[attr-defined]  # a mixture's
+        self._place, self._moved = None, True
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the training loop: the sampler's state at the batch last handed out, in JSON types.
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from arrowds.errors import ConfigError, StateMismatchError
 from arrowds.shares import refuse_second_division
-from arrowds.states import checked_state, count_in
+from arrowds.states import checked_state, count_in, refuse_other_samplers
 from arrowds.token_batches.plan import TokenBatchPlan
 from arrowds.token_batches.rules import require_at_least
 
@@ -115,6 +115,7 @@ class TokenBudgetBatchSampler:
             StateMismatchError: for a state of other samples, rules or version, or from within a step of other ranks.
         """
         state = checked_state(state, STATE_VERSION, of="a TokenBudgetBatchSampler")
+        refuse_other_samplers(state, "TokenBudgetBatchSampler")
         if state.get("digest") != self.plan.digest:
             raise StateMismatchError("the state was saved for other samples: the lengths or ids of this plan differ")
         ours = self._rules

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "curriculum"))
 
 from memory_index import MemoryIndex
 
-from arrowds.curriculum.balance import balanced
 from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.curriculum.token_budget import balanced
 
 BUDGET = 131_072
 COST = (1.0, 1.85e-5)

@@ -14,8 +14,8 @@ from memory_index import MemoryIndex
 
 import arrowds
 from arrowds.cost import LengthCost, transformer
-from arrowds.curriculum.balance import balanced
 from arrowds.curriculum.sampler import CurriculumSampler
+from arrowds.curriculum.token_budget import balanced
 from arrowds.errors import ConfigError, StateMismatchError
 
 

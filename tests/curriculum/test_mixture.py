@@ -106,7 +106,7 @@ def test_offsets_are_those_of_concatenated_datasets() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": {"wbe": 1}}, "one per source"),
+        ({"weights": {"wbe": 1}}, "one per group"),
         ({"weights": {"web": -1, "code": 2}}, "numbers >= 0"),
         ({"weights": {"web": 0}}, "numbers >= 0"),
         ({"weights": [(2, {"web": 1})]}, "start at step 1"),

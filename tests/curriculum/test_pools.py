@@ -11,6 +11,7 @@ from arrowds.curriculum import pools as pools_module
 from arrowds.curriculum.config import CurriculumMetric, parse_curriculum
 from arrowds.curriculum.metric_values import DerivedMetric, evaluate
 from arrowds.curriculum.pools import Phases, Pools, build_pools
+from arrowds.curriculum.schedule import SCHEDULE_KEYS
 from arrowds.errors import ConfigError, EmptyPoolError
 
 values = st.lists(st.integers(0, 9), min_size=1, max_size=40)
@@ -40,6 +41,11 @@ def curricula(draw: st.DrawFn) -> dict[str, Any]:
         found[name]["max_difficulty"] = 100
         if draw(st.integers(0, 4)) == 0:
             found[name]["clustering_type"] = "single_cluster"
+        elif draw(st.booleans()):
+            lower = draw(st.lists(st.integers(0, 99) if percentile else st.integers(0, 9), min_size=2, max_size=4))
+            last = sorted(draw(st.sets(st.integers(1, 9), min_size=len(lower) - 1, max_size=len(lower) - 1)))
+            known = discrete(lower, last)
+            found[name]["lower"] = {key: known[key] for key in SCHEDULE_KEYS}
     return found
 
 
@@ -56,6 +62,12 @@ def admitted(
             ids &= set(order[: len(order) * level // 100].tolist())
         else:
             ids &= {int(i) for i in order if index[metric.name].values[i] <= level}
+        if metric.lower is not None:
+            level = phases.levels[f"{metric.name}_lower"][at]
+            if metric.percentile:
+                ids -= set(order[: len(order) * level // 100].tolist())
+            else:
+                ids = {i for i in ids if index[metric.name].values[i] >= level}
     return ids
 
 

@@ -24,6 +24,7 @@ PACKAGES = {
     "Accelerate": "accelerate",
     "Lightning": "lightning",
     "DeepSpeed": "deepspeed",
+    "Mixtures by property": "torch",
 }
 
 
@@ -55,7 +56,7 @@ def test_the_extra_all_has_what_the_examples_import():
     nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
     imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    packages = {name.split(".")[0] for name in imported} - {"arrowds", *sys.stdlib_module_names}
+    packages = {name.split(".")[0] for name in imported} - {"arrowds", "polars", *sys.stdlib_module_names}
     extras = tomllib.loads((DOCUMENT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     nested = [requirement for requirement in extras["all"] if requirement.startswith("arrowds[")]
     names = [name.strip() for requirement in nested for name in requirement[8:-1].split(",")]
