@@ -411,15 +411,8 @@ def test_groups_by_the_names_of_a_categorical_metric(tmp_path):
         metric = arrowds.metrics.column("language", nulls="keep")
         made.append(arrowds.analyze(table, metric, tmp_path / name, progress=False))
     options = {"micro_batch_size": 10, "num_epochs": 2}
-    sampler = (
-        arrowds.MixtureSampler(
-            made[0], groups="language", weights={"de": 1, "en": 3, "fr": 1}, rest="nothing", **options
-        )
-        if False
-        else arrowds.MixtureSampler(
-            made[0], groups="language", weights={"de": 1, "en": 3, "fr": 1}, rest="leave", **options
-        )
-    )
+    weights = {"de": 1, "en": 3, "fr": 1}
+    sampler = arrowds.MixtureSampler(made[0], groups="language", weights=weights, rest="leave", **options)
     traced = sampler.trace(range(1, 5))
     assert traced["group"].to_pylist() == traced["language"].to_pylist()
     assert traced["group"].to_pylist().count("en") == 24
