@@ -129,7 +129,7 @@ EXPLAINED: dict[str, str] = {
 
 ONCE_MISSED: tuple[tuple[str, str, str, str], ...] = (
     (
-        "arrowds/curriculum/stateless.py",
+        "arrowds/curriculum/draws.py",
         "derive_key(self._seed, _CLUSTER, cluster, turn)",
         "derive_key(self._seed, _CLUSTER, cluster, turn * 0)",
         "tests/curriculum/test_sampler.py",

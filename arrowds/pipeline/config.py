@@ -95,6 +95,21 @@ class BatchConfig(Section):
     """Record which samples were consumed, in the folder ``consumed`` of the output."""
 
 
+class MixtureConfig(Section):
+    """Groups of samples, and the share of each."""
+
+    groups: str | dict[str, str]
+    """A metric whose values are the names of groups, or an SQL condition over metrics for each name."""
+    weights: dict[str, float] | list[tuple[Positive, dict[str, float]]]
+    """The share of each group, or a list of [first step, shares]."""
+    unit: Literal["samples", "tokens"] = "samples"
+    overlap: Literal["raise", "first"] = "raise"
+    rest: str = "raise"
+    """What becomes of samples in no group: "raise", "leave", or the name of a group of them."""
+    curricula: dict[str, dict[str, dict[str, Any]]] = {}
+    """A curriculum for some of the groups."""
+
+
 class ModelConfig(Section):
     """The model: "bytes", the small built-in one, or an importable "module:function" that returns a torch module."""
 
@@ -133,6 +148,7 @@ class PipelineConfig(Section):
     data: DataConfig | None = None
     index: IndexConfig
     curriculum: dict[str, dict[str, Any]] = {}
+    mixture: MixtureConfig | None = None
     batches: BatchConfig
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()

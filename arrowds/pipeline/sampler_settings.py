@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arrowds.curriculum.config import parse_curriculum
+from arrowds.curriculum.mixture import MixtureSampler
 from arrowds.curriculum.ranks import RankLayout
 from arrowds.curriculum.sampler import CurriculumSampler
 from arrowds.errors import ConfigError
@@ -25,7 +26,7 @@ def sampler_from_settings(
     *,
     rank: int = 0,
     world_size: int | None = None,
-) -> CurriculumSampler:
+) -> CurriculumSampler | MixtureSampler:
     """Return the sampler of a configuration over an index.
 
     Args:
@@ -60,22 +61,43 @@ def sampler_from_settings(
 
 def sampler_of_run(
     index: Index, config: PipelineConfig, *, rank: int, world_size: int, record: Path | None = None
-) -> CurriculumSampler:
-    """Return the sampler of the configuration of a run; ``record`` is where it notes what it has yielded."""
-    batches = config.batches
-    return CurriculumSampler(
-        index,
-        config.curriculum,
-        micro_batch_size=batches.micro_batch_size,
+) -> CurriculumSampler | MixtureSampler:
+    """Return the sampler of the configuration of a run; ``record`` is where it notes what it has yielded.
+
+    Raises:
+        ConfigError: for settings that the sampler refuses, and for a mixture beside a curriculum of all samples.
+    """
+    batches, mixture = config.batches, config.mixture
+    options: dict[str, Any] = {
+        "micro_batch_size": batches.micro_batch_size,
         **_budget(batches),
-        gradient_accumulation_steps=batches.gradient_accumulation_steps,
-        rank=rank,
-        world_size=world_size,
-        seed=batches.seed,
-        num_epochs=batches.num_epochs,
-        order=batches.order,
-        where=None if batches.where is None else sql_expression(batches.where, "batches.where"),
-        record=record,
+        "gradient_accumulation_steps": batches.gradient_accumulation_steps,
+        "rank": rank,
+        "world_size": world_size,
+        "seed": batches.seed,
+        "num_epochs": batches.num_epochs,
+        "order": batches.order,
+        "where": None if batches.where is None else sql_expression(batches.where, "batches.where"),
+        "record": record,
+    }
+    if mixture is None:
+        return CurriculumSampler(index, config.curriculum, **options)
+    if config.curriculum:
+        raise ConfigError("give one of 'curriculum' and 'mixture'; curricula of groups are 'mixture.curricula'")
+    groups: Any = mixture.groups
+    if not isinstance(groups, str):
+        groups = {name: sql_expression(sql, f"mixture.groups, {name!r}") for name, sql in groups.items()}
+    if mixture.unit == "tokens" and batches.max_tokens is None:
+        options["lengths"] = batches.lengths
+    return MixtureSampler(
+        index,
+        mixture.weights,
+        groups=groups,
+        unit=mixture.unit,
+        overlap=mixture.overlap,
+        rest=mixture.rest,
+        curricula=mixture.curricula,
+        **options,
     )
 
 

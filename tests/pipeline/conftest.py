@@ -37,6 +37,6 @@ def configuration(tmp_path, corpus):
         }
         for name, values in sections.items():
             base[name] = {**base[name], **values} if isinstance(values, dict) and name in base else values
-        return base
+        return {name: values for name, values in base.items() if values is not None}
 
     return make

@@ -81,6 +81,37 @@ def test_token_budgets_bound_the_microbatches_and_resume(configuration, tmp_path
     assert 60 < held[bound].max() <= 120
 
 
+@pytest.mark.parametrize("budget", [{}, {"micro_batch_size": None, "max_tokens": 120}])
+def test_a_mixture_holds_its_shares_and_resumes(configuration, tmp_path, budget):
+    mixture = {
+        "groups": {"short": "seqlen < 20", "long": "seqlen >= 20"},
+        "weights": [[1, {"short": 1, "long": 3}], [6, {"short": 1, "long": 1}]],
+        "unit": "tokens",
+    }
+    rising = configuration()["curriculum"]["seqlen"] | {"min_difficulty": 16, "max_difficulty": 18}
+    mixture["curricula"] = {"short": {"seqlen": rising}}
+    batches = {"record": True, "num_epochs": 4, **budget}
+    whole = run_pipeline(configuration(curriculum=None, mixture=mixture, batches=batches))
+    for steps in (3, 8):
+        training, output = {"steps": steps}, str(tmp_path / "other")
+        values = configuration(curriculum=None, mixture=mixture, batches=batches, training=training, output=output)
+        resumed = run_pipeline(values)
+    assert resumed.resumed_from == 3
+    assert resumed.losses.equals(whole.losses)
+    record = pl.DataFrame(read_records(tmp_path / "run" / "consumed"))
+    lengths = arrowds.open_index(tmp_path / "index")["seqlen"].values[record["sample_id"].to_numpy()].astype(int)
+    for first, last, share in ((1, 5, 0.25), (6, 8, 0.5)):
+        steps = record["step"].is_between(first, last).to_numpy()
+        short = steps & (lengths < 20)
+        assert abs(lengths[short].sum() - share * lengths[steps].sum()) <= 2 * 58
+
+
+def test_a_mixture_beside_a_curriculum_is_refused(configuration):
+    mixture = {"groups": {"all": "seqlen > 0"}, "weights": {"all": 1}}
+    with pytest.raises(ConfigError, match=r"one of 'curriculum' and 'mixture'"):
+        run_pipeline(configuration(mixture=mixture))
+
+
 @pytest.mark.parametrize(
     ("batches", "error", "message"),
     [
