@@ -242,7 +242,7 @@ def balanced(lengths: Int64, costs: Float64, *, ranks: int, microbatches: int, c
     >>> balanced(lengths, lengths**2.0, ranks=2, microbatches=1, capacity=14).tolist()
     [0, 1, 1, 1, 1, 1]
     """
-    order = np.argsort(-costs, kind="stable")
+    order = _descending(costs)
     for share in _SHARES if microbatches > 1 else (1.0,):
         room = np.full(ranks, capacity * microbatches * share)
         rank = _to_ranks(lengths, costs, order, room)
@@ -252,6 +252,20 @@ def balanced(lengths: Int64, costs: Float64, *, ranks: int, microbatches: int, c
         if microbatch is not None:
             return microbatch * ranks + rank
     return None
+
+
+def _descending(values: Float64) -> Int64:
+    """Return the places of values >= 0, the largest first; of values that hardly differ, by their places.
+
+    The same on every machine, which an unstable ``argsort`` is not, at a tenth of a stable one's time: the bits of
+    numbers >= 0 are in their order, and the lowest make room for the places.
+
+    >>> _descending(np.array([1.0, 3.0, 3.0, 0.0])).tolist()
+    [1, 2, 0, 3]
+    """
+    bits = np.uint64(max(len(values) - 1, 1).bit_length())
+    keys = (~(values + 0.0).view(np.uint64) >> bits << bits) | np.arange(len(values), dtype=np.uint64)
+    return (np.sort(keys) & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
 
 
 def _to_ranks(lengths: Int64, costs: Float64, order: Int64, room: Float64) -> Int64 | None:
@@ -313,21 +327,22 @@ def _deal(lengths: Int64, costs: Float64, order: Int64, rank: Int64, *, load: Fl
 def _to_microbatches(lengths: Int64, rank: Int64, ranks: int, microbatches: int, capacity: int) -> Int64 | None:
     if microbatches == 1:
         return np.zeros(len(rank), np.int64) if np.bincount(rank, lengths, ranks).max() <= capacity else None
-    order = np.lexsort((-lengths, rank))
     counts = np.bincount(rank, minlength=ranks)
     if counts.min() < microbatches:
         return None
-    row, column = rank[order], np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    by_rank = np.zeros((ranks, counts.max()), np.int64)
-    by_rank[row, column] = lengths[order]
+    order = _descending(lengths.astype(np.float64))
+    order = order[np.argsort(rank[order].astype(np.uint16), kind="stable")]  # a radix sort
+    column, row = rank[order], np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    by_rank = np.zeros((counts.max(), ranks), np.int64)
+    by_rank[row, column] = lengths[order]  # in row 0 the longest of each rank, in row 1 the second of each, ...
     load = np.zeros((ranks, microbatches), np.int64)
-    chosen = np.empty_like(by_rank)
-    every = np.arange(ranks)
-    for number in range(by_rank.shape[1]):  # the longest of each rank, the second of each, ...
-        chosen[:, number] = load.argmin(axis=1)
-        load[every, chosen[:, number]] += by_rank[:, number]
+    flat, places = load.reshape(-1), np.empty_like(by_rank)
+    first = np.arange(ranks) * microbatches
+    for tokens, place in zip(by_rank, places, strict=True):
+        np.add(load.argmin(axis=1), first, out=place)
+        flat[place] += tokens
     if load.max() > capacity:
         return None
     microbatch = np.empty(len(order), np.int64)
-    microbatch[order] = chosen[row, column]
+    microbatch[order] = places[row, column] - column * microbatches
     return microbatch
