@@ -24,9 +24,10 @@ def test_examples_from_top_to_bottom(tmp_path, monkeypatch):
     for number, block in enumerate(blocks):
         exec(compile(block, f"block {number}", "exec"), names)
         indexes.append(names.get("index"))
-    _, built_in, categories, expressions, ranked, losses, _, totals, scores = indexes
+    _, built_in, categories, texts, expressions, ranked, losses, _, totals, scores = indexes
     lengths = names["data"]["text"].str.len_chars().to_numpy()
     assert np.array_equal(built_in["seqlen"].values, lengths)
+    assert texts["n_words"].values.tolist() == [len(words.split()) for words in names["data"]["text"]]
     assert categories["language"].sample_ids_of("fr").tolist() == list(range(2, 100, 4))
     assert np.array_equal(expressions["long"].values, lengths > 40)
     assert sorted(ranked["position"].values) == list(range(1, 101))

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,7 +38,7 @@ Metrics = Annotated[
         "--metric",
         metavar="[NAME=]KIND[:COLUMN]",
         help="seqlen, vocab_rarity or token_counts of a column of token ids (default: input_ids); column:NAME for a "
-        "column as it is. Repeatable.",
+        "column as it is; text.n_words and its like of a column of text. Repeatable.",
     ),
 ]
 Expressions = Annotated[
@@ -139,6 +139,9 @@ def _metric(text: str, nulls: Any) -> Metric:
     name, _, rest = text.rpartition("=")
     kind, _, column = rest.partition(":")
     options: dict[str, Any] = {"name": name} if name else {}
+    if kind.startswith("text.") and kind[5:] in metrics.text.__all__:
+        measure: Callable[..., Metric] = getattr(metrics.text, kind[5:])
+        return measure(column or "text", nulls=nulls, **options)
     if kind == "column" and column:
         return metrics.column(column, nulls=nulls, **options)
     column = column or "input_ids"
@@ -149,7 +152,8 @@ def _metric(text: str, nulls: Any) -> Metric:
     if kind == "token_counts":
         return metrics.token_counts(column, **options)
     raise typer.BadParameter(
-        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity, token_counts or column:NAME, or --expr",
+        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity, token_counts, column:NAME or "
+        "text.n_words and its like, or use --expr",
         param_hint="--metric",
     )
 

@@ -3,6 +3,7 @@
 import polars as pl
 
 from arrowds.errors import MetricError
+from arrowds.metrics import text
 from arrowds.metrics.base import Kind, Metric, Nulls, Spec, Totals
 from arrowds.metrics.columns import Column, column
 from arrowds.metrics.expressions import Expression, expr
@@ -26,12 +27,13 @@ __all__ = [
     "from_spec",
     "function",
     "seqlen",
+    "text",
     "token_counts",
     "vocab_rarity",
 ]
 
 _STORED: dict[str, type[Metric]] = {
-    kind.__name__: kind for kind in (Column, SeqLen, TokenCounts, VocabRarity, Expression)
+    kind.__name__: kind for kind in (Column, Expression, SeqLen, TokenCounts, VocabRarity, text.CompressionRatio)
 }
 
 

@@ -41,6 +41,8 @@ BUILD = [
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     *((f"analyze {line} -o out --metric seqlen", "arrowds.analyze", expected) for line, expected in BUILD),
     ("analyze a -o out --metric x=seqlen:ids", "arrowds.analyze", {"metrics": [("x", "ids")]}),
+    ("analyze a -o out --metric x=column:ids", "arrowds.analyze", {"metrics": [("x", "ids")]}),
+    ("analyze a -o out --metric x=text.compression_ratio:body", "arrowds.analyze", {"metrics": [("x", "body")]}),
     ("analyze a -o out --metric seqlen", "arrowds.analyze", {"workers": None, "overwrite": False, "resume": True}),
     ("analyze a -o out --metric seqlen --overwrite", "arrowds.analyze", {"overwrite": True}),
     ("analyze a --output s3://b/i --metric seqlen", "arrowds.analyze", {"path": "s3://b/i", "storage_options": None}),
