@@ -123,7 +123,7 @@ class MetricIndex:
         return at
 
     def _check_numeric(self) -> None:
-        """Refuse what makes no sense of names."""
+        """Raise ConfigError where values are names, which have no size."""
         if self.is_categorical:
             raise ConfigError(
                 f"metric {self.name!r} is categorical, so its values have no size; use sample_ids_of, names or "
