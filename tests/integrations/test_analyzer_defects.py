@@ -51,25 +51,25 @@ def test_2_a_dead_worker_is_an_error(tmp_path: Path, theirs: dict) -> None:
         [sys.executable, str(script), str(tmp_path / "index")], capture_output=True, text=True, timeout=200, check=False
     )
     assert (
-        f"{WorkerDiedError.__name__}: a worker ended with exit status 1 on samples 2048 to 3071, 2 times" in done.stderr
+        f"{WorkerDiedError.__name__}: a worker ended with exit status 1 on samples 3072 to 4095, 2 times" in done.stderr
     )
     with pytest.raises(IndexNotFoundError, match="not measured"):
-        analyzer(range(3072), tmp_path / "index").run_reduce()
+        analyzer(range(4096), tmp_path / "index").run_reduce()
 
 
 DIES = """
 import os, sys, numpy as np
 from arrowds.build.engines import local
 from arrowds.integrations import deepspeed as ads
-local._STARTUP_SECONDS = -1.0  # two parts are computed here, the rest in workers, however small
+local._STARTUP_SECONDS = -1.0  # three parts are computed here, the rest in workers, however small
 here = os.getpid()
 def exits(batch):
     if os.getpid() != here:
         os._exit(1)
     return batch
 class Rows:
-    __len__ = lambda self: 3072
-    __getitem__ = lambda self, i: 3071 - i
+    __len__ = lambda self: 4096
+    __getitem__ = lambda self, i: 4095 - i
 ads.DataAnalyzer(Rows(), num_threads=2, batch_size=4, metric_names=["m"], metric_functions=[exits],
                  metric_types=["single_value_per_sample"], collate_fn=np.asarray, save_path=sys.argv[1]).run_map()
 """
