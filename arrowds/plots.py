@@ -17,6 +17,7 @@ from arrowds.schema import numpy_dtype
 from arrowds.store import replacing
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.figure import Figure
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -336,12 +337,41 @@ def plot(
         StorageError: when the file can't be written.
         MissingExtraError: when matplotlib is not installed.
     """
-    form = path.suffix.lower().removeprefix(".")
-    if form not in ("png", "svg", "pdf"):
+    _check_picture(path)
+    _write(draw(metric, bins=bins, log=log, between=between), path)
+
+
+def plot_steps(steps: pl.DataFrame, path: Path) -> None:
+    """Draw each column of :func:`arrowds.curriculum.simulate.simulate` over the step, into a file as :func:`plot` does.
+
+    Raises:
+        ConfigError: for another suffix.
+        StorageError: when the file can't be written.
+        MissingExtraError: when matplotlib is not installed.
+    """
+    _check_picture(path)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "report") from error
+    columns = [name for name in steps.columns if name != "step"]
+    figure = Figure(figsize=(8, 1 + 1.4 * len(columns)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0], columns, strict=True):
+        axes.plot(steps["step"].to_list(), steps[name].to_list(), color="tab:blue")
+        axes.set_title(name, loc="left", fontsize="small")
+    axes.set_xlabel("step")
+    _write(figure, path)
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"{path} must end in .png, .svg or .pdf, which chooses the format of the picture")
-    figure = draw(metric, bins=bins, log=log, between=between)
+
+
+def _write(figure: Figure, path: Path) -> None:
     from matplotlib import rc_context
 
+    form = path.suffix.lower().removeprefix(".")
     undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
     with replacing(path) as draft, rc_context({"svg.hashsalt": "arrowds"}):
         figure.savefig(draft.path, format=form, dpi=150, metadata=undated)

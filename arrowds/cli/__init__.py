@@ -39,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": convert.export,
     "import": convert.import_,
     "batch": training.batch,
+    "simulate": training.simulate,
     "why": training.why,
     "run": training.run,
     "demo": demo.demo,

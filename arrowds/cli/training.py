@@ -167,6 +167,45 @@ def why(
         typer.echo(f"to leave these samples out: exclude_ids={found['sample_id'].unique().sort().to_list()}")
 
 
+def simulate(
+    index: options.IndexPath,
+    *,
+    config: Annotated[Path, typer.Option(help="DeepSpeed's JSON, or the configuration of arrowds run.")],
+    points: Annotated[int, typer.Option(min=1, help="How many steps to look at, evenly spread.")] = 20,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="How many ranks train; by default from the batch sizes, or 1.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Draw a chart into this .png, .svg or .pdf file, too.")
+    ] = None,
+    csv: options.AsCsv = False,
+    as_json: options.AsJson = False,
+    version: options.Version = None,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Tell what a run would draw, before it is trained: difficulties, lengths, fill and shares over the steps.
+
+    Example: arrowds simulate index --config run.yaml
+
+    Example: arrowds simulate index --config run.yaml --points 200 -o run.svg
+    """
+    from arrowds.curriculum.simulate import simulate as simulated
+    from arrowds.pipeline.sampler_settings import sampler_from_settings
+
+    options.check_format(csv, as_json)
+    opened = options.open_index(index, version, storage_option)
+    sampler = sampler_from_settings(opened, config, world_size=world_size)
+    found = simulated(sampler, points)
+    if output is not None:
+        from arrowds.plots import plot_steps
+
+        plot_steps(found, output)
+    if not (csv or as_json):
+        drawn = f"{sampler.num_steps:,} steps draw {sampler.samples_per_epoch:,} samples"
+        typer.echo(f"{drawn}, {sampler.num_epochs} time{'s' if sampler.num_epochs > 1 else ''}")
+    tables.print_answer(found, csv=csv, as_json=as_json)
+
+
 def batch(
     index: options.IndexPath,
     *,

@@ -397,6 +397,11 @@ class GroupSampler(BatchStream):
             raise ConfigError("costs_at needs a token budget: pass max_tokens")
         return self._steps.costs(check_step(step)).reshape(-1, self.layout.world_size)
 
+    @property
+    def max_tokens(self) -> int | None:
+        """The tokens that one rank may have in one microbatch; None where microbatches have a number of samples."""
+        return None if self._budget is None else self._budget.max_tokens
+
     def tokens_at(self, step: int) -> Int64:
         """Return the tokens of the microbatches of a step: int64, ``[gradient_accumulation_steps, world_size]``.
 

@@ -102,6 +102,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "verify i",
             "export i f",
             "batch i --config c --step 1",
+            "simulate i --config c",
         )
     ),
     ("info i", "arrowds.index.open_index", {"path": "i", "version": None, "storage_options": None}),
@@ -217,6 +218,10 @@ ELSEWHERE = {
     "test_index_commands.py": {"info --json", "sql --csv", "sql --json", "versions --json"},
     "../index/test_looking.py": {"head --csv", "head --json"},
     "../index/test_compare.py": {"diff --versions", "diff --csv", "diff --json"},
+    "../curriculum/test_simulate.py": {
+        "simulate --config", "simulate --points", "simulate --world-size", "simulate -o", "simulate --csv",
+        "simulate --json",
+    },
     "../curriculum/test_why.py": {"why --step", "why --steps", "why --show", "why --csv", "why --json", "why --index"},
     "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot"},
     "test_shards.py": {"plan --json"},
