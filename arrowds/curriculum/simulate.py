@@ -38,7 +38,7 @@ def simulate(sampler: GroupSampler, points: int = 20) -> pl.DataFrame:
     ...     sampler = arrowds.CurriculumSampler(index, curriculum, micro_batch_size=20)
     ...     found = simulate(sampler, 3)
     ...     found.select("step", "samples", "difficulty_seqlen", "max_seqlen").rows()
-    [(1, 20, 8, 8.0), (26, 20, 64, 63.0), (50, 20, 64, 64.0)]
+    [(1, 20, 8, 8.0), (26, 20, 64, 64.0), (50, 20, 64, 64.0)]
     """
     import polars as pl
 
