@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Index training data by metrics, query the index, and feed training in the order that the metrics call for.",
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "lint": build.lint,
     "analyze": build.analyze,
     "append": build.append,
     "add-metric": build.add_metric,

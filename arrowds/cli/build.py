@@ -53,6 +53,42 @@ def analyze(
     show_result(index, before, "has these samples and metrics")
 
 
+def lint(
+    data: options.Data,
+    *,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="How many token ids there are; lists of integers are compared with it.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="A column whose values should be distinct.")] = None,
+    schema: options.Schema = None,
+    quoting: options.Quoting = "standard",
+    csv: options.AsCsv = False,
+    as_json: options.AsJson = False,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Look through data before hours of work; exit status 1 where something is an error.
+
+    Errors are text that is not UTF-8, token ids out of range, ids that occur twice, columns that do not fit into one
+    table. Warnings are nulls, NaN, empty texts and lists, odd files. Rows count from 0.
+
+    Example: arrowds lint 'corpus/*.parquet' --vocab-size 128256 --id doc_id
+    """
+    from arrowds import sources
+    from arrowds.sources.lint import lint as found_in
+
+    options.check_format(csv, as_json)
+    source = sources.open_source(
+        options.data(data, schema, quoting), storage_options=options.storage_options(storage_option)
+    )
+    found = found_in(source, vocab_size=vocab_size, id_column=id_column)
+    tables.print_answer(found, csv=csv, as_json=as_json)
+    errors = found.filter(found["level"] == "error").height
+    if not (csv or as_json):
+        typer.echo(f"{len(source):,} rows: {errors} kinds of errors, {found.height - errors} of warnings")
+    if errors:
+        raise typer.Exit(1)
+
+
 def append(
     data: options.Data,
     *,

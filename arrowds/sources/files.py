@@ -242,6 +242,16 @@ class FileSource(Source):
         return [file.digest or read[file.path] for file in self._files]
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """The columns that do not fit into one table, with the reason for each."""
+        return self._left_out
+
+    @property
+    def rows_of_files(self) -> list[tuple[str, int]]:
+        """The path and the number of rows of each file in order."""
+        return [(str(file.path), file.num_rows) for file in self._files]
+
+    @property
     def files(self) -> tuple[SourceFile, ...]:
         """The files in order."""
         pairs = zip(self._files, self._digests, strict=True)

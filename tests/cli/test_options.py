@@ -40,6 +40,9 @@ BUILD = [
 ]
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     *((f"analyze {line} -o out --metric seqlen", "arrowds.analyze", expected) for line, expected in BUILD),
+    ("lint a.jsonl --schema words=large_string", "arrowds.sources.lint.lint", {"source": ("words", "large_string")}),
+    ("lint a.csv --quoting none", "arrowds.sources.lint.lint", {"source": ("x", "string")}),
+    (f"lint a {S3_OPTIONS}", "arrowds.sources.open_source", {"storage_options": S3}),
     ("analyze a -o out --metric x=seqlen:ids", "arrowds.analyze", {"metrics": [("x", "ids")]}),
     ("analyze a -o out --metric x=column:ids", "arrowds.analyze", {"metrics": [("x", "ids")]}),
     ("analyze a -o out --metric x=text.compression_ratio:body", "arrowds.analyze", {"metrics": [("x", "body")]}),
@@ -222,6 +225,7 @@ ELSEWHERE = {
         "simulate --config", "simulate --points", "simulate --world-size", "simulate -o", "simulate --csv",
         "simulate --json",
     },
+    "../sources/test_lint.py": {"lint --vocab-size", "lint --id", "lint --csv", "lint --json"},
     "../curriculum/test_why.py": {"why --step", "why --steps", "why --show", "why --csv", "why --json", "why --index"},
     "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot"},
     "test_shards.py": {"plan --json"},
