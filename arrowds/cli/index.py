@@ -163,7 +163,8 @@ def diff(
         typer.echo(f"A: {first.num_samples:,} samples in {first.path}, version {first.version}")
         typer.echo(f"B: {second.num_samples:,} samples in {second.path}, version {second.version}")
         typer.echo(f"{common:,} samples of B were added from data that A has, too")
-    tables.print_answer(compare.diff(first, second), csv=csv, as_json=as_json)
+    found = compare.diff(first, second)
+    tables.print_answer(found if csv or as_json else tables.readable(found), csv=csv, as_json=as_json)
 
 
 def verify(

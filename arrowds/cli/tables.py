@@ -86,6 +86,15 @@ def print_answer(frame: pl.DataFrame, *, csv: bool, as_json: bool, most_characte
         print_frame(frame, most_characters)
 
 
+def readable(frame: pl.DataFrame, *, zeros: str | None = None) -> pl.DataFrame:
+    """Return a table for people: six digits of each float, and no column of zeros whose name begins with ``zeros``."""
+    import polars.selectors as cs
+
+    named = [name for name in frame.columns if zeros is not None and name.startswith(zeros)]
+    empty = [name for name in named if not (frame[name] != 0).any()]
+    return frame.drop(empty).with_columns(cs.float().round_sig_figs(6))
+
+
 def print_frame(frame: pl.DataFrame, most_characters: int = _MOST_CHARACTERS) -> None:
     """Print the rows of a data frame, at most 1000 of them, and say how many there are and what was cut."""
     shown = frame.head(_MOST_ROWS).iter_rows()

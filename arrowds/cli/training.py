@@ -203,6 +203,7 @@ def simulate(
     if not (csv or as_json):
         drawn = f"{sampler.num_steps:,} steps draw {sampler.samples_per_epoch:,} samples"
         typer.echo(f"{drawn}, {sampler.num_epochs} time{'s' if sampler.num_epochs > 1 else ''}")
+        found = tables.readable(found, zeros="share_")
     tables.print_answer(found, csv=csv, as_json=as_json)
 
 
