@@ -342,7 +342,7 @@ def plot(
 
 
 def plot_steps(steps: pl.DataFrame, path: Path) -> None:
-    """Draw each column of :func:`arrowds.curriculum.simulate.simulate` over the step, into a file as :func:`plot` does.
+    """Draw each column of :func:`arrowds.curriculum.trace.simulate` over the step, into a file as :func:`plot` does.
 
     Raises:
         ConfigError: for another suffix.

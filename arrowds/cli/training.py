@@ -150,6 +150,7 @@ def why(
     ] = None,
     csv: options.AsCsv = False,
     as_json: options.AsJson = False,
+    storage_option: options.StorageOptions = None,
 ) -> None:
     """Show the samples that all ranks saw at a step of a run: values, percentiles, losses, and the rows of the data.
 
@@ -160,7 +161,7 @@ def why(
     from arrowds.curriculum.trace import why as samples_of
 
     options.check_format(csv, as_json)
-    opened = None if index is None else options.open_index(index, None, None)
+    opened = None if index is None else options.open_index(index, None, storage_option)
     found = samples_of(run, options.steps(step, steps), index=opened, columns=show)
     tables.print_answer(found, csv=csv, as_json=as_json, most_characters=tables.MOST_CHARACTERS_OF_A_SAMPLE)
     if not (csv or as_json):
@@ -189,7 +190,7 @@ def simulate(
 
     Example: arrowds simulate index --config run.yaml --points 200 -o run.svg
     """
-    from arrowds.curriculum.simulate import simulate as simulated
+    from arrowds.curriculum.trace import simulate as simulated
     from arrowds.pipeline.sampler_settings import sampler_from_settings
 
     options.check_format(csv, as_json)

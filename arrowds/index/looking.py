@@ -88,8 +88,8 @@ def head(
         ids = index[metric].sample_ids_between_percentiles(*(between or (0, 100)))
         ids = ids[: -n - 1 : -1] if largest else ids[:n]
     if metric is None:
-        return looked_up(index, ids, list(index), columns, percentiles=False)
-    return looked_up(index, ids, [metric], columns).rename({f"percentile_{metric}": "percentile"}, strict=False)
+        return looked_up(index, ids, list(index), columns, percentile=None)
+    return looked_up(index, ids, [metric], columns, percentile="percentile")
 
 
 def _chosen(index: Readable, n: int, metric: str | None, largest: bool, where: str) -> np.ndarray:
@@ -106,24 +106,39 @@ def looked_up(
     metrics: Sequence[str],
     columns: Sequence[str] | None,
     *,
-    percentiles: bool = True,
+    percentile: str | None = "percentile_{}",
 ) -> pl.DataFrame:
-    """Return the values of some metrics, with ``percentiles`` a column ``percentile_NAME`` each, and the rows."""
+    """Return the values of some metrics, the percentiles of each in a column of a name such as this, and the rows.
+
+    Raises:
+        ConfigError: for an id that the index does not have.
+    """
     import polars as pl
 
     taken = np.asarray(ids, np.int64)
+    if taken.size and taken.max() >= index.num_samples:
+        raise ConfigError(f"there is no sample {taken.max()}; the index has {index.num_samples} samples")
     found = pl.DataFrame({SAMPLE_ID: pl.Series(taken, dtype=pl.UInt64)})
     for name in metrics:
-        found = found.with_columns(values_of(index[name], taken))
-        if percentiles and not index[name].is_categorical:
-            found = found.with_columns(percentiles_of(index[name], found[name]).alias(f"percentile_{name}"))
-    if columns is not None and not columns:
-        return found
-    rows = index.samples(taken, columns)
-    return pl.concat(
-        [found, rows.rename({name: f"data_{name}" for name in rows.columns if name in found.columns})],
-        how="horizontal",
-    )
+        values = values_of(index[name], taken)
+        found = beside(found, values.to_frame(), "metric_")
+        if percentile is not None and not index[name].is_categorical:
+            shares = percentiles_of(index[name], values).alias(percentile.format(name))
+            found = beside(found, shares.to_frame(), "metric_")
+    return found if columns is not None and not columns else beside(found, index.samples(taken, columns), "data_")
+
+
+def beside(left: pl.DataFrame, right: pl.DataFrame, prefix: str) -> pl.DataFrame:
+    """Return the columns of two frames side by side; those of the second whose names are taken get a prefix."""
+    import polars as pl
+
+    names = list(left.columns)
+    for name in right.columns:
+        free = name
+        while free in names or (free != name and free in right.columns):
+            free = prefix + free
+        names.append(free)
+    return pl.concat([left, right.rename(dict(zip(right.columns, names[left.width :], strict=True)))], how="horizontal")
 
 
 def values_of(metric: MetricIndex, ids: np.ndarray) -> pl.Series:

@@ -133,6 +133,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "arrowds.index.open_index",
         {"path": "i", "version": 3, "storage_options": S3},
     ),
+    (
+        f"why r --step 3 --index s3://b/i {S3_OPTIONS}",
+        "arrowds.index.open_index",
+        {"path": "s3://b/i", "storage_options": S3},
+    ),
     ("verify i", "FakeIndex.verify", {}),
     ("export i f", "arrowds.integrations.deepspeed.export_index", {"folder": Path("f"), "metrics": None}),
     ("export i f --metric a --metric b", "arrowds.integrations.deepspeed.export_index", {"metrics": ["a", "b"]}),

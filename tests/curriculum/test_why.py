@@ -130,3 +130,29 @@ def test_the_command_prints_them_and_what_to_paste(index, tmp_path):
     assert f"exclude_ids={found['sample_id'].sort().to_list()}" in table.replace("\n", "")
     for wrong in (["--steps", "4:3"], [], ["--step", "1", "--steps", "1:2"]):
         assert CliRunner().invoke(app, ["why", str(tmp_path / "record"), *wrong]).exit_code == 2
+
+
+def test_names_that_occur_twice_and_samples_of_another_index(tmp_path):
+    """A loss is recorded, is a metric and is a column of the data; and so are names that would take its place."""
+    data = pl.DataFrame({"loss": [1.0, 2.0, 3.0, 4.0], "data_loss": [1, 2, 3, 4], "percentile": [5, 6, 7, 8]})
+    data.write_parquet(tmp_path / "data.parquet")
+    metrics = [column("loss"), column("percentile")]
+    made = arrowds.analyze(tmp_path / "data.parquet", metrics, tmp_path / "index", progress=False)
+    sampler = arrowds.CurriculumSampler(made, {}, micro_batch_size=4, record=tmp_path / "record")
+    loader = arrowds.CurriculumDataLoader(range(4), sampler)
+    for batch in loader:
+        loader.record_losses(batch / 10)
+    found = why(tmp_path / "record", [1])
+    rows = data[found["sample_id"].to_numpy()]
+    assert found["loss"].to_list() == pytest.approx([sample / 10 for sample in found["sample_id"]])
+    assert found["index_loss"].to_list() == found["data_data_loss"].to_list() == rows["loss"].to_list()
+    assert found["data_loss"].to_list() == rows["data_loss"].to_list()
+    head = made.head(2, metric="percentile")
+    assert head.columns == ["sample_id", "percentile", "metric_percentile", "loss", "data_loss", "data_percentile"]
+    assert head["data_percentile"].to_list() == [5, 6]
+    mixture = arrowds.MixtureSampler(
+        {"a": made, "b": made}, {"a": 1, "b": 1}, micro_batch_size=4, record=tmp_path / "m"
+    )
+    list(mixture)
+    with pytest.raises(ConfigError, match=r"there is no sample [4-7]; the index has 4 samples"):
+        why(tmp_path / "m", [1, 2], index=made)
