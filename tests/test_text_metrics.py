@@ -42,6 +42,9 @@ def share(value: str, counts) -> float:
 
 
 def lower_words(value: str) -> list[str]:
+    if value.isascii():
+        return re.findall(r"\w+", value.lower())
+    # Of other text, Python and Unicode differ in what belongs to a word: marks, for instance.
     return pl.Series([value.lower()]).str.extract_all(r"\w+")[0].to_list()
 
 

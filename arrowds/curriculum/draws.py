@@ -58,23 +58,13 @@ class DrawSettings:
 
 
 class Draws(ABC):
-    """The global batches of a run, step by step. Subclasses are registered by :func:`register_draws`."""
+    """The global batches of a run, step by step."""
 
     partial_steps: ClassVar[bool] = False
     """Whether ``drop_last=True`` still draws the whole microbatches of a last step that is not full."""
 
     keeps_state: ClassVar[bool] = False
     """Whether a saved state needs more than the position: then :meth:`state_at` and :meth:`check_state` are called."""
-
-    @classmethod
-    def of(cls, settings: DrawSettings) -> Self:
-        """Return the draws of a curriculum; what is registered has this method.
-
-        Raises:
-            ConfigError: for settings that these draws can't follow.
-            EmptyPoolError: when a difficulty admits no sample.
-        """
-        raise NotImplementedError(f"{cls.__name__}.of")
 
     @abstractmethod
     def batches_from(self, step: int) -> Int64:
@@ -92,6 +82,20 @@ class Draws(ABC):
         """
 
 
+class RegisteredDraws(Draws):
+    """Draws of a curriculum by another rule; subclasses are registered by :func:`register_draws`."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, settings: DrawSettings) -> Self:
+        """Return the draws of a run.
+
+        Raises:
+            ConfigError: for settings that these draws can't follow.
+            EmptyPoolError: when a difficulty admits no sample.
+        """
+
+
 def register_draws(name: str, path: str) -> None:
     """Make a class of draws available as ``CurriculumSampler(order=name)``.
 
@@ -100,31 +104,30 @@ def register_draws(name: str, path: str) -> None:
 
     Args:
         name: the value of ``order``.
-        path: ``"module:Class"``.
+        path: ``"module:Class"``, of a :class:`RegisteredDraws`.
 
-    >>> register_draws("mine", "arrowds.curriculum.draws:StatelessDraws")
+    >>> register_draws("mine", "arrowds.integrations.deepspeed.draws:DeepSpeedDraws")
     >>> find_draws("mine").__name__
-    'StatelessDraws'
+    'DeepSpeedDraws'
     >>> del _REGISTERED["mine"]
     """
     _REGISTERED[name] = path
 
 
-_REGISTERED = {
-    "stateless": "arrowds.curriculum.draws:StatelessDraws",
-    "deepspeed": "arrowds.integrations.deepspeed.draws:DeepSpeedDraws",
-}
+_REGISTERED = {"deepspeed": "arrowds.integrations.deepspeed.draws:DeepSpeedDraws"}
 
 
-def find_draws(name: str) -> type[Draws]:
-    """Return the class of draws that is registered under a name.
+def find_draws(name: str) -> type[RegisteredDraws] | None:
+    """Return the class of draws that is registered under a name; None for "stateless", which needs none.
 
     Raises:
         ConfigError: for an unknown name.
     """
+    if name == "stateless":
+        return None
     if not isinstance(name, str) or name not in _REGISTERED:
-        raise ConfigError(f"order must be {' or '.join(map(repr, _REGISTERED))}, got {name!r}")
-    draws: type[Draws] = resolve_name(_REGISTERED[name])
+        raise ConfigError(f"order must be {' or '.join(map(repr, ['stateless', *_REGISTERED]))}, got {name!r}")
+    draws: type[RegisteredDraws] = resolve_name(_REGISTERED[name])
     return draws
 
 

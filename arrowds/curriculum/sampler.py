@@ -215,7 +215,8 @@ class GroupSampler(BatchStream):
     @property
     def _unit(self) -> int:
         """What ``drop_last`` leaves whole: the global batch, or the microbatch of all ranks."""
-        return self.layout.micro_samples if self._draws_class.partial_steps else self.layout.global_batch_size
+        partial_steps = self._draws_class is not None and self._draws_class.partial_steps
+        return self.layout.micro_samples if partial_steps else self.layout.global_batch_size
 
     @cached_property
     def _source_phases(self) -> list[Phases | None]:
@@ -254,7 +255,7 @@ class GroupSampler(BatchStream):
     @cached_property
     def _draws(self) -> Draws:
         source, size = self._sources[0], self.layout.global_batch_size
-        if self._draws_class is not StatelessDraws:
+        if self._draws_class is not None:
             return self._draws_class.of(
                 DrawSettings(
                     index=source.index,

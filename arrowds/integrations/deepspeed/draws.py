@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arrowds.curriculum.config import CurriculumMetric
-from arrowds.curriculum.draws import Draws, DrawSettings
+from arrowds.curriculum.draws import DrawSettings, RegisteredDraws
 from arrowds.curriculum.metric_values import Ids, MetricValues, find_metric, id_dtype
 from arrowds.errors import EmptyPoolError, StateMismatchError
 
@@ -18,7 +18,7 @@ Int64 = npt.NDArray[np.int64]
 _REMEMBERED = 1024
 
 
-class DeepSpeedDraws(Draws):
+class DeepSpeedDraws(RegisteredDraws):
     """The global batches of DeepSpeed's ``DeepSpeedDataSampler``, step by step.
 
     Each step depends on all steps before it. The draws keep their place: the next step is one draw, an earlier one
