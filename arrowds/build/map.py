@@ -93,8 +93,7 @@ def _measure(task: MapTask, part: Part, metrics: Sequence[Metric], batches: Iter
     values: dict[str, list[pa.Array]] = {metric.name: [] for metric in metrics}
     sums: dict[str, np.ndarray] = {}
     for start, rows, batch in _numbered(task, part, batches):
-        for metric in metrics:
-            result = _computed(task, metric, batch, start, rows)
+        for metric, result in _computed(task, metrics, batch, start, rows):
             if start == part.start:
                 metric.check(batch)
             if metric.kind == "per_sample":
@@ -134,9 +133,20 @@ def _numbered(task: MapTask, part: Part, batches: Iterator[Any]) -> Iterator[tup
         )
 
 
-def _computed(task: MapTask, metric: Metric, batch: Any, start: int, rows: int) -> Any:
+def _computed(
+    task: MapTask, metrics: Sequence[Metric], batch: Any, start: int, rows: int
+) -> Iterator[tuple[Metric, Any]]:
+    """Yield each metric with its result for a batch; those of one class are computed together."""
+    for kind in dict.fromkeys(map(type, metrics)):
+        alike = [metric for metric in metrics if type(metric) is kind]
+        results = alike[0].compute_together(alike, batch, task.totals)
+        for metric in alike:
+            yield metric, _result(task, metric, results, start, rows)
+
+
+def _result(task: MapTask, metric: Metric, results: Iterator[Any], start: int, rows: int) -> Any:
     try:
-        return metric.compute(batch, task.totals)
+        return next(results)
     except Exception as error:
         if isinstance(error, ArrowdsError):
             raise

@@ -189,7 +189,7 @@ class MetricEntry(_Frozen):
     lineage: str
     logical_type: TypeName
     nulls: Literal["refuse", "keep"] = "refuse"
-    spec: dict[str, str | int | bool | None] | None = None
+    spec: dict[str, str | int | float | bool | None] | None = None
     basis: dict[str, Basis] = Field(default_factory=dict)
 
 
@@ -197,7 +197,7 @@ class TotalEntry(_Frozen):
     """An accumulated metric of all segments."""
 
     definition: str
-    spec: dict[str, str | int | bool | None] | None = None
+    spec: dict[str, str | int | float | bool | None] | None = None
 
 
 class Manifest(_Frozen):

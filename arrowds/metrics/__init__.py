@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _STORED: dict[str, type[Metric]] = {
-    kind.__name__: kind for kind in (Column, Expression, SeqLen, TokenCounts, VocabRarity, text.CompressionRatio)
+    kind.__name__: kind for kind in (Column, Expression, SeqLen, TokenCounts, VocabRarity, text.TextMetric)
 }
 
 

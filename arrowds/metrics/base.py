@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from arrowds.schema import check_metric_name, type_named
 Kind = Literal["per_sample", "total"]
 Nulls = Literal["refuse", "keep"]
 Totals = Mapping[str, np.ndarray]
-Spec = dict[str, str | int | bool | None]
+Spec = dict[str, str | int | float | bool | None]
 """A metric as plain data: an index keeps it, so that more samples can be measured in the same way."""
 
 
@@ -71,6 +71,11 @@ class Metric(ABC):
             For ``"per_sample"`` n values: an Arrow array, a NumPy array, a torch tensor or a Polars series. For
             ``"total"`` an array or number of any shape; shorter vectors are padded with zeros when they are added.
         """
+
+    @classmethod
+    def compute_together(cls, metrics: Sequence[Metric], batch: Batch, totals: Totals) -> Iterator[Any]:
+        """Yield the result of each of several metrics of this class; override it where they share work."""
+        return (metric.compute(batch, totals) for metric in metrics)
 
     def check(self, batch: Batch) -> None:  # noqa: B027  # most metrics have nothing to refuse
         """Refuse what can be known to be wrong from a batch; called with the first one of each part.
