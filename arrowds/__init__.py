@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from arrowds import cost, errors, metrics, sources, stats
-    from arrowds.build.api import add_metrics, analyze, append
+    from arrowds.build.api import add_metrics, add_values, analyze, append
     from arrowds.build.compact import compact, vacuum, versions
     from arrowds.curriculum.config import CurriculumMetric
     from arrowds.curriculum.mixture import MixtureSampler, quantile_groups
     from arrowds.curriculum.sampler import CurriculumSampler
     from arrowds.curriculum.schedule import register_schedule
+    from arrowds.duplicates import find_duplicates
     from arrowds.index import Index, open_index
     from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
     from arrowds.loading import ArrowDataset, CurriculumDataLoader, RepeatingLoader
@@ -37,6 +38,7 @@ __all__ = [
     "TokenBatchPlan",
     "TokenBudgetBatchSampler",
     "add_metrics",
+    "add_values",
     "analyze",
     "append",
     "batch_by_tokens",
@@ -45,6 +47,7 @@ __all__ = [
     "create_data_loader",
     "errors",
     "execute_data_pipeline",
+    "find_duplicates",
     "metrics",
     "open_index",
     "quantile_groups",
@@ -68,12 +71,14 @@ _HOMES = {
     "TokenBatchPlan": "arrowds.token_batches.plan",
     "TokenBudgetBatchSampler": "arrowds.token_batches.sampler",
     "add_metrics": "arrowds.build.api",
+    "add_values": "arrowds.build.api",
     "analyze": "arrowds.build.api",
     "append": "arrowds.build.api",
     "batch_by_tokens": "arrowds.token_batches.plan",
     "compact": "arrowds.build.compact",
     "create_data_loader": "arrowds.pipeline",
     "execute_data_pipeline": "arrowds.pipeline",
+    "find_duplicates": "arrowds.duplicates",
     "open_index": "arrowds.index",
     "quantile_groups": "arrowds.curriculum.mixture",
     "register_schedule": "arrowds.curriculum.schedule",

@@ -70,7 +70,11 @@ def as_numpy(data: object) -> np.ndarray | None:
 
 
 def as_arrow(data: object) -> pa.Array:
-    """Return a field of a collated batch as an Arrow array: a tensor, an array, or a sequence of either."""
+    """Return values as an Arrow array: a tensor, an array, a series, or a sequence of tensors or arrays."""
+    if isinstance(data, np.ma.MaskedArray):
+        return arrow_view(data.data, missing=np.ma.getmaskarray(data))
+    if hasattr(data, "to_arrow"):
+        data = data.to_arrow()
     array = as_numpy(data)
     if array is not None:
         return _from_numpy(array)

@@ -20,20 +20,23 @@ def test_examples_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
     names = {"__name__": "document"}
-    indexes = []
+    made = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"block {number}", "exec"), names)
-        indexes.append(names.get("index"))
-    _, built_in, categories, texts, expressions, ranked, losses, _, totals, scores = indexes
+        if "index" in names:
+            made[names["index"].path.name] = names["index"]
     lengths = names["data"]["text"].str.len_chars().to_numpy()
-    assert np.array_equal(built_in["seqlen"].values, lengths)
-    assert texts["n_words"].values.tolist() == [len(words.split()) for words in names["data"]["text"]]
-    assert categories["language"].sample_ids_of("fr").tolist() == list(range(2, 100, 4))
-    assert np.array_equal(expressions["long"].values, lengths > 40)
-    assert sorted(ranked["position"].values) == list(range(1, 101))
-    assert losses["loss"].dtype == np.float32 and losses["loss"].num_valid == 100
-    assert totals.totals["first_bytes"].sum() == totals.totals["first_bytes"][ord("s")] == 100
-    assert scores["score"].num_valid == 90 and scores["score"].values.mask[0]
+    assert np.array_equal(made["built-in"]["seqlen"].values, lengths)
+    assert made["texts"]["n_words"].values.tolist() == [len(words.split()) for words in names["data"]["text"]]
+    assert made["categories"]["language"].sample_ids_of("fr").tolist() == list(range(2, 100, 4))
+    assert np.array_equal(made["expressions"]["long"].values, lengths > 40)
+    assert sorted(made["ranked"]["position"].values) == list(range(1, 101))
+    assert made["losses"]["loss"].dtype == np.float32 and made["losses"]["loss"].num_valid == 100
+    first_bytes = made["totals"].totals["first_bytes"]
+    assert first_bytes.sum() == first_bytes[ord("s")] == 100
+    assert made["scores"]["score"].num_valid == 90 and made["scores"]["score"].values.mask[0]
+    assert made["rules"]["gopher_quality"].names == ("few_words",)
+    assert made["documents"]["cluster_size"].max() == 12 and made["documents"]["rank"].max() == 99
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from arrowds.build.commit import begin, commit, discard, has_build, plan_columns
 from arrowds.build.engines import Engine, engine_named
 from arrowds.build.lineage import definitions
 from arrowds.build.map import map_work, sum_of_parts
-from arrowds.build.operations import plan_analysis, plan_append, plan_more_metrics
+from arrowds.build.operations import plan_analysis, plan_append, plan_more_metrics, plan_values
 from arrowds.build.plan import BuildPlan
 from arrowds.build.progress import ProgressCallback, reporting
 from arrowds.errors import IndexChangedError, IndexCorruptError, IndexNotFoundError, StorageError
@@ -195,6 +195,48 @@ def add_metrics(
         opened = open_source(source, storage_options=for_source)
         plan = plan_more_metrics(store, manifests.load(store), opened, metrics, refresh=refresh)
         return run(plan, store, running, resume=resume, progress=progress)
+
+
+def add_values(
+    values: Mapping[str, Any],
+    path: str | PathLike[str],
+    *,
+    refresh: bool = False,
+    workers: int | None = None,
+    progress: Progress = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Index:
+    """Add metrics whose values were computed elsewhere, such as scores or clusters, without reading the data.
+
+    An append can't measure them: it leaves them out of the new snapshot, with a warning.
+
+    Args:
+        values: by name, one value for each sample in the order of ids: numbers, bools, or strings as categories, in an
+            array, a masked array, a Polars series or an Arrow array. Null, NaN and masked samples have no value.
+        path: the folder or URL of the index.
+        refresh: replace metrics that the index has already.
+        workers: as for :func:`analyze`.
+        progress: as for :func:`analyze`.
+        storage_options: as for :func:`analyze`.
+
+    Returns:
+        The open index.
+
+    Raises:
+        IndexExistsError: when the index has a metric of that name, without ``refresh``.
+        MetricError: when there is not one value for each sample.
+
+    >>> import arrowds, polars as pl, pyarrow as pa, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = arrowds.analyze(pa.table({"x": [3, 1]}), arrowds.metrics.column("x"), folder)
+    ...     index = arrowds.add_values({"score": np.array([0.5, 0.25])}, folder)
+    ...     index.metrics, index["score"].sample_ids(up_to=0.3).tolist()
+    (['x', 'score'], [1])
+    """
+    with engine_named("local", workers) as running:
+        store = open_store(path, options_for(storage_options, None, path)[1])
+        plan = plan_values(store, manifests.load(store), values, refresh=refresh)
+        return run(plan, store, running, resume=True, progress=progress)
 
 
 def run(plan: BuildPlan | Manifest, store: Store, engine: Engine, *, resume: bool, progress: Progress) -> Index:

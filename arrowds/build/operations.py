@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
+from arrowds.batch import as_arrow
 from arrowds.build.lineage import definitions
 from arrowds.build.plan import (
     MOST_SEGMENT_ROWS,
@@ -22,15 +25,16 @@ from arrowds.build.plan import (
     rows_per_part,
     with_required,
 )
-from arrowds.errors import IndexExistsError, MetricError, SourceError
+from arrowds.errors import ArrowdsWarning, IndexExistsError, MetricError, SourceError
 from arrowds.index import manifest as manifests
 from arrowds.index import paths
 from arrowds.index.data import source_files
 from arrowds.index.manifest import Manifest
 from arrowds.index.totals import read_total
-from arrowds.metrics import Metric, from_spec
+from arrowds.metrics import Metric, Values, from_spec
 from arrowds.sources.base import Source
 from arrowds.sources.opening import open_new_files
+from arrowds.sources.tables import TableSource
 from arrowds.store import LocalStore, Store
 
 
@@ -72,13 +76,32 @@ def plan_append(
     opened = open_new_files(source, known, compare_content=compare_content, storage_options=storage_options)
     if opened is None:
         return base
-    wanted = checked_metrics(opened, metrics_of(base, metrics))
+    wanted = checked_metrics(opened, metrics_of(_without_given(store, base), metrics))
     basis = {
         name: read_total(store, name, item.total)
         for entry in base.metrics.values()
         for name, item in entry.basis.items()
     }
     return _plan_segments(store, "append", opened, wanted, basis=basis)
+
+
+def _without_given(store: Store, base: Manifest) -> Manifest:
+    """Return a snapshot without the metrics whose values were handed over, and warn of them.
+
+    Raises:
+        MetricError: when it has no others.
+    """
+    given = [name for name, entry in base.metrics.items() if entry.is_given]
+    if given and len(given) == len(base.metrics):
+        raise MetricError(f"{store.url} has only metrics whose values were handed over; analyze all of the data again")
+    if given:
+        warnings.warn(
+            f"{', '.join(given)} can't be measured of more samples, so the new version of {store.url} is without; "
+            "find duplicates again (arrowds.find_duplicates), or hand over values of all samples (arrowds.add_values)",
+            ArrowdsWarning,
+            stacklevel=2,
+        )
+    return base.model_copy(update={"metrics": {k: v for k, v in base.metrics.items() if k not in given}})
 
 
 def plan_more_metrics(
@@ -92,10 +115,38 @@ def plan_more_metrics(
     """
     wanted = checked_metrics(source, metrics)
     _check_same_data(store, base, source)
+    return _plan_columns(store, base, source, wanted, refresh=refresh)
+
+
+def plan_values(store: Store, base: Manifest, values: Mapping[str, Any], *, refresh: bool) -> BuildPlan | Manifest:
+    """Plan to add values that were computed elsewhere; or return the snapshot where it has just these.
+
+    Raises:
+        IndexExistsError: when the index has a metric of that name, without ``refresh``.
+        MetricError: when there are none, or not one for each sample.
+    """
+    if not values:
+        raise MetricError("there are no values to add; pass a dict of names and arrays")
+    columns = {name: as_arrow(given) for name, given in values.items()}
+    for name, column in columns.items():
+        if len(column) != base.num_samples:
+            raise MetricError(f"got {len(column)} values of {name!r}, but {store.url} has {base.num_samples} samples")
+    source = TableSource(pa.table(columns))
+    digests = {name: TableSource(pa.table({name: column})).fingerprint() for name, column in columns.items()}
+    wanted = [Values(name=name, column=name, nulls="keep", digest=digest) for name, digest in digests.items()]
+    if all(definitions(base).get(metric.name) == metric.definition() for metric in wanted):
+        return base
+    return _plan_columns(store, base, source, checked_metrics(source, wanted), refresh=refresh)
+
+
+def _plan_columns(
+    store: Store, base: Manifest, source: Source, metrics: Sequence[Metric], *, refresh: bool
+) -> BuildPlan | Manifest:
+    """Plan to measure metrics of a source that has a row for each sample of an index."""
     known = definitions(base)
-    taken = [metric.name for metric in wanted if metric.name in known]
+    taken = [metric.name for metric in metrics if metric.name in known]
     if taken and not refresh:
-        if all(known.get(metric.name) == metric.definition() for metric in wanted):
+        if all(known.get(metric.name) == metric.definition() for metric in metrics):
             return base
         raise IndexExistsError(
             f"{store.url} has {', '.join(taken)} already; choose other names, or pass refresh=True to measure them anew"
@@ -105,7 +156,7 @@ def plan_more_metrics(
         SegmentPlan(number, start, stop, segment.fingerprint, segment.pieces)
         for number, (segment, (start, stop)) in enumerate(zip(base.segments, pairwise(bounds), strict=True))
     )
-    names = ",".join(f"{metric.name}={metric.definition()}" for metric in wanted)
+    names = ",".join(f"{metric.name}={metric.definition()}" for metric in metrics)
     return BuildPlan(
         store=store,
         operation="add_metrics",
@@ -114,7 +165,7 @@ def plan_more_metrics(
         fingerprint=base.lineage,
         segments=segments,
         parts=cut_parts(source, bounds[1:]),
-        metrics=wanted,
+        metrics=tuple(metrics),
         basis={},
     )
 

@@ -34,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "info": index.info,
     "head": index.head,
     "sql": index.sql,
+    "duplicates": index.duplicates,
     "plot": index.plot,
     "diff": index.diff,
     "verify": index.verify,

@@ -94,6 +94,45 @@ def head(
     tables.print_answer(found, csv=csv, as_json=as_json, most_characters=tables.MOST_CHARACTERS_OF_A_SAMPLE)
 
 
+def duplicates(
+    index: options.IndexPath,
+    *,
+    find: Annotated[bool, typer.Option("--find", help="Find them first; without it, those found before.")] = False,
+    column: Annotated[str, typer.Option(help="With --find: the column of text or token ids to compare.")] = "text",
+    near: Annotated[
+        float | None, typer.Option(help="With --find: near duplicates of this similarity, such as 0.8.")
+    ] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many clusters.")] = 20,
+    show: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Columns of the data; by default all. Repeatable.")
+    ] = None,
+    csv: options.AsCsv = False,
+    as_json: options.AsJson = False,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Show the largest clusters of equal or nearly equal samples: the sample that stays, and the ids of others.
+
+    Example: arrowds duplicates index --find --near 0.8 --show text
+
+    Example: arrowds duplicates index -n 5 --json
+    """
+    from arrowds.duplicates import find_duplicates, largest_clusters
+
+    options.check_format(csv, as_json)
+    if near is not None and not find:
+        raise typer.BadParameter("it needs --find", param_hint="--near")
+    if find:
+        storage = options.storage_options(storage_option)
+        opened = find_duplicates(index, column, near=near, storage_options=storage)
+    else:
+        opened = options.open_index(index, None, storage_option)
+    found = largest_clusters(opened, number, show)
+    if not (csv or as_json):
+        later = opened["duplicate_of"].num_valid
+        typer.echo(f"{later:,} of {opened.num_samples:,} samples are duplicates of earlier ones")
+    tables.print_answer(found, csv=csv, as_json=as_json, most_characters=tables.MOST_CHARACTERS_OF_A_SAMPLE)
+
+
 def plot(
     index: options.IndexPath,
     metric: Annotated[str, typer.Argument(help="The metric to draw.")],

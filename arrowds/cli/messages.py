@@ -15,6 +15,10 @@ SPELLINGS: dict[str, str] = {
     r"arrowds\.versions\((?:'([^']*)'|\"([^\"]*)\")\)": r"arrowds versions \1\2",
     r"arrowds\.vacuum\(unfinished=True\)": "arrowds vacuum INDEX --unfinished",
     r"arrowds\.add_metrics\b": "arrowds add-metric",
+    r"find duplicates again \(arrowds\.find_duplicates\), or hand over values of all samples \(arrowds\.add_values\)": (
+        "find duplicates again (arrowds duplicates INDEX --find)"
+    ),
+    r"call arrowds\.find_duplicates\(path\) first": "pass --find",
     r"pass index=arrowds\.open_index\(\.\.\.\)": "pass --index INDEX",
     r"pass overwrite=True": "pass --overwrite",
     r"with overwrite=True": "with arrowds analyze --overwrite",

@@ -120,6 +120,7 @@ class DataRows:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows in the order of the samples: ``sample_id`` and some columns of the data, named as in ``table``."""
+        self._check_columns(columns)
         schema = pa.schema([self.schema.field(name) for name in columns])
         names = [SAMPLE_ID, *map(_name_in_table, columns)]
         for piece in self._pieces:
@@ -130,12 +131,15 @@ class DataRows:
                 yield pa.RecordBatch.from_arrays([arrow_view(ids), *arrays], names=names)
                 first += batch.num_rows
 
+    def _check_columns(self, names: Sequence[str]) -> None:
+        if missing := [name for name in names if name not in self.schema.names]:
+            listed = ", ".join(map(repr, self.schema.names))
+            raise MissingColumnError(f"no column {missing[0]!r}; the data has {listed}")
+
     def take(self, ids: npt.ArrayLike, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the rows of some samples, in the order of ``ids``."""
         names = self.schema.names if columns is None else list(columns)
-        if missing := [name for name in names if name not in self.schema.names]:
-            there = ", ".join(map(repr, self.schema.names))
-            raise MissingColumnError(f"no column {missing[0]!r}; the data has {there}")
+        self._check_columns(names)
         wanted = np.atleast_1d(np.asarray(ids))
         if wanted.size and wanted.dtype.kind not in "iu":
             raise ConfigError(f"expected the ids of samples, got {wanted.dtype}")

@@ -192,6 +192,11 @@ class MetricEntry(_Frozen):
     spec: dict[str, str | int | float | bool | None] | None = None
     basis: dict[str, Basis] = Field(default_factory=dict)
 
+    @property
+    def is_given(self) -> bool:
+        """Whether its values were computed elsewhere, so that more samples can't be measured with it."""
+        return self.spec is not None and self.spec.get("metric") == "Values"
+
 
 class TotalEntry(_Frozen):
     """An accumulated metric of all segments."""

@@ -5,7 +5,7 @@ import polars as pl
 from arrowds.errors import MetricError
 from arrowds.metrics import text
 from arrowds.metrics.base import Kind, Metric, Nulls, Spec, Totals
-from arrowds.metrics.columns import Column, column
+from arrowds.metrics.columns import Column, Values, column
 from arrowds.metrics.expressions import Expression, expr
 from arrowds.metrics.functions import Function, function
 from arrowds.metrics.tokens import SeqLen, TokenCounts, VocabRarity, seqlen, token_counts, vocab_rarity
@@ -21,6 +21,7 @@ __all__ = [
     "Spec",
     "TokenCounts",
     "Totals",
+    "Values",
     "VocabRarity",
     "column",
     "expr",

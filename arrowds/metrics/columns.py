@@ -44,6 +44,23 @@ class Column(Metric):
         return {"metric": "Column", "name": self.name, "column": self.column, "dtype": None, "nulls": self.nulls}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Values(Column):
+    """Values that were computed elsewhere, handed over as a column of a table that has a row for each sample.
+
+    Attributes:
+        digest: of the values, by which a build that was interrupted is told from one of other values.
+    """
+
+    digest: str
+
+    def definition(self) -> str:
+        return f"values({self.digest})"
+
+    def spec(self) -> Spec:
+        return {"metric": "Values", "name": self.name}
+
+
 def column(column: str, *, name: str | None = None, nulls: Nulls = "refuse") -> Metric:
     """A column of the data as it is: numbers, or strings as the names of categories.
 

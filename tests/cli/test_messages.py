@@ -54,7 +54,7 @@ SAID_OTHERWISE = (
     "function(",
     "expr(",
     "column(",
-    "compression_ratio(",
+    "text.{}(",
     "({}, {}, nulls=",
     "read_parquet(",
     "import serve; serve()",

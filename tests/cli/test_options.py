@@ -114,6 +114,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "FakeIndex.head",
         {"n": 20, "metric": None, "between": None, "largest": False, "where": None, "columns": None},
     ),
+    ("duplicates i --find", "arrowds.duplicates.find_duplicates", {"path": "i", "column": "text", "near": None}),
+    (
+        "duplicates i --find --near 0.8 --column ids",
+        "arrowds.duplicates.find_duplicates",
+        {"near": 0.8, "column": "ids"},
+    ),
+    (f"duplicates s3://b/i --find {S3_OPTIONS}", "arrowds.duplicates.find_duplicates", {"storage_options": S3}),
+    ("duplicates i -n 3 --show a", "arrowds.duplicates.largest_clusters", {"n": 3, "columns": ["a"]}),
     ("head i --metric m -n 3 --largest", "FakeIndex.head", {"n": 3, "metric": "m", "largest": True}),
     ("head i --metric m --between 1 2.5", "FakeIndex.head", {"metric": "m", "between": (1.0, 2.5)}),
     ("head i --where 'x > 3' --show a --show b", "FakeIndex.head", {"where": "x > 3", "columns": ["a", "b"]}),
@@ -225,6 +233,7 @@ ELSEWHERE = {
     # What changes the printed form only, or is applied after the library's answer, is tested by what is printed.
     "test_index_commands.py": {"info --json", "sql --csv", "sql --json", "versions --json"},
     "../index/test_looking.py": {"head --csv", "head --json"},
+    "../duplicates/test_duplicates.py": {"duplicates --csv", "duplicates --json"},
     "../index/test_compare.py": {"diff --versions", "diff --csv", "diff --json"},
     "../curriculum/test_simulate.py": {
         "simulate --config", "simulate --points", "simulate --world-size", "simulate -o", "simulate --csv",

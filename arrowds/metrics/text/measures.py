@@ -109,7 +109,7 @@ class TextMetric(Metric):
         for name in dict.fromkeys(metric.column for metric in chosen):
             texts = _texts(batch, name)
             nulls[name] = numpy_view(texts.is_null()) if texts.null_count else None
-            for block in _blocks(texts):
+            for block in blocks_of(texts):
                 for metric, found in zip(chosen, pieces, strict=True):
                     if metric.column == name:
                         found.append(metric._measured(block))
@@ -160,7 +160,8 @@ def _texts(batch: Batch, name: str) -> pa.Array:
     return texts
 
 
-def _blocks(texts: pa.Array) -> Iterator[Passages]:
+def blocks_of(texts: pa.Array) -> Iterator[Passages]:
+    """Yield texts as passages of about a megabyte; nulls are empty texts."""
     filled = texts.fill_null("") if texts.null_count else texts
     sizes = np.cumsum(numpy_view(pa.compute.binary_length(filled)), dtype=np.int64)
     start = 0

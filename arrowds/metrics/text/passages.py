@@ -142,7 +142,7 @@ class Passages:
     @computed_once
     def word_hashes(self) -> np.ndarray:
         """Equal for equal words: uint64."""
-        return hashes(self._hash_sums, self.words)
+        return self.hashes_of(self.words)
 
     @computed_once
     def equal_words(self) -> Groups:
@@ -154,9 +154,13 @@ class Passages:
         """Which plain words of a text are the same in lower case."""
         return equal_in_text(self.plain_words, hashes(hash_sums(self.lower), self.plain_words))
 
+    def hashes_of(self, spans: Spans) -> np.ndarray:
+        """Return a number for each stretch, equal for equal ones: uint64."""
+        return hashes(self._hash_sums, spans)
+
     def equal(self, spans: Spans) -> Groups:
         """Which stretches of a text are the same."""
-        return equal_in_text(spans, hashes(self._hash_sums, spans))
+        return equal_in_text(spans, self.hashes_of(spans))
 
     @computed_once
     def newlines(self) -> np.ndarray:
