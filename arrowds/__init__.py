@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from arrowds import cost, errors, metrics, sources, stats
     from arrowds.build.api import add_metrics, add_values, analyze, append
     from arrowds.build.compact import compact, vacuum, versions
+    from arrowds.build.moved import move_data
     from arrowds.curriculum.config import CurriculumMetric
     from arrowds.curriculum.mixture import MixtureSampler, quantile_groups
     from arrowds.curriculum.sampler import CurriculumSampler
@@ -49,6 +50,7 @@ __all__ = [
     "execute_data_pipeline",
     "find_duplicates",
     "metrics",
+    "move_data",
     "open_index",
     "quantile_groups",
     "register_schedule",
@@ -79,6 +81,7 @@ _HOMES = {
     "create_data_loader": "arrowds.pipeline",
     "execute_data_pipeline": "arrowds.pipeline",
     "find_duplicates": "arrowds.duplicates",
+    "move_data": "arrowds.build.moved",
     "open_index": "arrowds.index",
     "quantile_groups": "arrowds.curriculum.mixture",
     "register_schedule": "arrowds.curriculum.schedule",

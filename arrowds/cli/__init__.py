@@ -30,6 +30,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "reduce": shards.reduce,
     "compact": index.compact,
     "vacuum": index.vacuum,
+    "move-data": index.move_data,
     "versions": index.versions,
     "info": index.info,
     "head": index.head,

@@ -234,6 +234,23 @@ def versions(
         tables.print_versions(listed)
 
 
+def move_data(
+    index: options.IndexPath,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The folder or URL below which the data lay, or one file.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Where they lie now.")],
+    *,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Tell an index where its data lie now; they must have the content that was indexed.
+
+    Example: arrowds move-data index /old/disk/corpus /new/disk/corpus
+    """
+    import arrowds
+
+    moved = arrowds.move_data(index, old, new, storage_options=options.storage_options(storage_option))
+    typer.echo(f"{moved.path}: version {moved.version} reads its rows below {new}")
+
+
 def compact(
     index: options.IndexPath,
     *,

@@ -18,6 +18,7 @@ SPELLINGS: dict[str, str] = {
     r"find duplicates again \(arrowds\.find_duplicates\), or hand over values of all samples \(arrowds\.add_values\)": (
         "find duplicates again (arrowds duplicates INDEX --find)"
     ),
+    r"arrowds\.move_data\((?:'([^']*)'|\"([^\"]*)\"), old, new\)": r"arrowds move-data \1\2 OLD NEW",
     r"call arrowds\.find_duplicates\(path\) first": "pass --find",
     r"pass index=arrowds\.open_index\(\.\.\.\)": "pass --index INDEX",
     r"pass overwrite=True": "pass --overwrite",

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from arrowds.arrays import arrow_view
-from arrowds.errors import ConfigError, IndexCorruptError, MissingColumnError
+from arrowds.errors import ConfigError, IndexCorruptError, MissingColumnError, UnreadableFileError
 from arrowds.index import files, paths
 from arrowds.index.manifest import Manifest, SourceRecord
 from arrowds.schema import SAMPLE_ID, numpy_dtype, sample_id_type
@@ -80,10 +80,15 @@ class DataRows:
         options = store.options if isinstance(store, ObjectStore) else None
         listed = [piece for segment in manifest.segments for piece in segment.pieces]
         records = {piece.source.key: piece.source for piece in listed}
-        sources = {
-            key: source_from_spec(read_record(store, record), storage_options=options)
-            for key, record in records.items()
-        }
+        try:
+            sources = {
+                key: source_from_spec(read_record(store, record), storage_options=options)
+                for key, record in records.items()
+            }
+        except UnreadableFileError as error:
+            raise UnreadableFileError(
+                f"{error}. If the data have moved, tell the index: arrowds.move_data({store.url!r}, old, new)"
+            ) from error
         starts = accumulate((piece.num_samples for piece in listed), initial=0)
         self._pieces = [
             _Piece(sources[piece.source.key], piece.first_row, piece.num_samples, first)

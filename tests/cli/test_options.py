@@ -114,6 +114,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "FakeIndex.head",
         {"n": 20, "metric": None, "between": None, "largest": False, "where": None, "columns": None},
     ),
+    ("move-data i a b", "arrowds.move_data", {"path": "i", "old": "a", "new": "b"}),
+    (f"move-data s3://b/i a b {S3_OPTIONS}", "arrowds.move_data", {"storage_options": S3}),
     ("duplicates i --find", "arrowds.duplicates.find_duplicates", {"path": "i", "column": "text", "near": None}),
     (
         "duplicates i --find --near 0.8 --column ids",
