@@ -13,7 +13,6 @@ import argparse
 import json
 import random
 import re
-import resource
 import sysconfig
 import tempfile
 import time
@@ -21,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-from measure import in_a_process
+from measure import in_a_process, peak_mib
 from rensa import RMinHash
 
 import arrowds
@@ -90,8 +89,7 @@ def shingles(text: str) -> list[str]:
 def cost_of(work: Callable[[], int]) -> dict[str, float]:
     began = time.process_time()
     result = work()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cpu": time.process_time() - began, "mib": peak, "result": result}
+    return {"cpu": time.process_time() - began, "mib": peak_mib(), "result": result}
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ def resident_mib() -> float:
     return _status("VmRSS")
 
 
+def peak_mib() -> float:
+    """The most resident pages that this process has had."""
+    return _status("VmHWM")
+
+
 def _status(key: str) -> float:
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(text.split(f"{key}:")[1].split()[0]) / 1024
