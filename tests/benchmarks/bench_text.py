@@ -3,9 +3,9 @@
 python tests/benchmarks/bench_text.py [--repeats 3] [--megabytes 100] [--corpus licences]
 
 The text is the source of the Python standard library, a file a document, or the licences and copyright files of
-Debian's packages, as often as it takes, in one table; one process. CPU seconds count, of all threads. One peer compresses each
-text with the same level; the other applies datatrove's filters of the same names to the first megabytes, with its own
-tokenizer, and with words split at white space.
+Debian's packages, as often as it takes, in one table; one process. CPU seconds count, of all threads. One peer
+compresses each text with the same level; the other applies datatrove's filters of the same names to the first
+megabytes, with its own tokenizer, and with words split at white space.
 """
 
 from __future__ import annotations
@@ -99,9 +99,8 @@ def main() -> None:
         print(f"{name:30} {size / took:8.1f} MB/s{beside}", flush=True)
     for splitting in ("spaCy", "white space"):
         theirs = datatrove_speed(sources, given.datatrove_megabytes * 1e6, splitting)
-        print(
-            f"datatrove, words by {splitting:11} {theirs:7.2f} MB/s; arrowds {speeds[RULES_TOGETHER] / theirs:.1f} times"
-        )
+        times = speeds[RULES_TOGETHER] / theirs
+        print(f"datatrove, words by {splitting:11} {theirs:7.2f} MB/s; arrowds {times:.1f} times")
 
 
 def cpu_seconds(work: Callable[[], None], repeats: int) -> float:
