@@ -146,6 +146,19 @@ def bars(
     return Bars(edges=edges, counts=counts, below=ranks[0] - start, above=stop - ranks[-1], log=bool(log))
 
 
+def bars_table(
+    metric: MetricIndex, bins: int = 50, *, log: bool | None = None, between: tuple[float, float] | None = None
+) -> pl.DataFrame:
+    """Return the :func:`bars` of a metric, a row for each: ``lower``, ``upper``, ``count``; of a category ``name``."""
+    import polars as pl
+
+    if metric.is_categorical:
+        named = most_frequent(metric, bins)
+        return pl.DataFrame({"name": list(named), "count": list(named.values())})
+    chosen = bars(metric, bins, log=log, between=between)
+    return pl.DataFrame({"lower": chosen.edges[:-1], "upper": chosen.edges[1:], "count": chosen.counts})
+
+
 _LEVELS = [0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999]
 _MOST_DECADES = 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -27,6 +28,7 @@ def analyze(
         bool, typer.Option("--overwrite", help="Replace the index; versions before this one stay until a vacuum.")
     ] = False,
     no_resume: options.NoResume = False,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Measure every sample of a dataset and write an index. Run again after an interruption, it resumes.
@@ -50,7 +52,7 @@ def analyze(
         overwrite=overwrite,
         storage_options=storage,
     )
-    show_result(index, before, "has these samples and metrics")
+    show_result(index, before, "has these samples and metrics", as_json=as_json)
 
 
 def lint(
@@ -106,6 +108,7 @@ def append(
     workers: options.Workers = None,
     engine: options.Engine = "local",
     no_resume: options.NoResume = False,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Add samples to an index: files that it has already are left out, new ones are measured with its metrics.
@@ -130,7 +133,7 @@ def append(
         resume=not no_resume,
         storage_options=storage,
     )
-    show_result(index, before, "has all of these files")
+    show_result(index, before, "has all of these files", as_json=as_json)
 
 
 def add_metric(
@@ -151,6 +154,7 @@ def add_metric(
     workers: options.Workers = None,
     engine: options.Engine = "local",
     no_resume: options.NoResume = False,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Measure more metrics of the samples of an index; nothing else is measured again.
@@ -176,7 +180,7 @@ def add_metric(
         resume=not no_resume,
         storage_options=storage,
     )
-    show_result(index, before, "has these metrics")
+    show_result(index, before, "has these metrics", as_json=as_json)
 
 
 def newest_version(path: str, storage: dict[str, str] | None) -> int:
@@ -187,10 +191,27 @@ def newest_version(path: str, storage: dict[str, str] | None) -> int:
     return max(manifest.numbers(open_store(path, storage)), default=0)
 
 
-def show_result(index: Index, before: int, reason: str) -> None:
-    """Print the summary of an index, after saying whether it was opened as it was before."""
+def show_result(index: Index, before: int, reason: str, *, as_json: bool) -> None:
+    """Print the summary of an index and what may come next, after saying whether it was opened as it was before."""
     if not options.is_first_rank():
+        return
+    if as_json:
+        tables.print_summary(index, as_json=True)
         return
     if index.version == before:
         typer.echo(f"{index.path} is up to date, opened: version {index.version} {reason} already")
     tables.print_summary(index)
+    if sys.stdout.isatty():
+        typer.echo("next: " + "\n      ".join(_next_commands(index, before)))
+
+
+def _next_commands(index: Index, before: int) -> list[str]:
+    """Commands that people run on an index that has just been made or grown."""
+    path = str(index.path)
+    ordered = next((name for name in index if not index[name].is_categorical), None)
+    commands = []
+    if ordered is not None:
+        commands = [options.typed("head", path, "--metric", ordered, "--largest"), options.typed("plot", path, ordered)]
+    if 0 < before < index.version:
+        commands.append(options.typed("diff", path, "--versions", str(before), str(index.version)))
+    return [*commands, options.typed("sql", path, "select count(*) from samples")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from arrowds.cli import options
+from arrowds.cli import options, tables
 
 
 def export(
@@ -17,6 +17,7 @@ def export(
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A metric or total; by default all. Repeatable.")
     ] = None,
+    as_json: options.AsJsonObject = False,
     version: options.Version = None,
     storage_option: options.StorageOptions = None,
 ) -> None:
@@ -27,7 +28,10 @@ def export(
     from arrowds.integrations.deepspeed import export_index
 
     export_index(options.open_index(index, version, storage_option), folder, metrics=metric or None)
-    typer.echo(f"wrote {folder}")
+    if as_json:
+        tables.print_object({"folder": str(folder)})
+    else:
+        typer.echo(f"wrote {folder}")
 
 
 def import_(
@@ -42,15 +46,15 @@ def import_(
     ] = None,
     workers: options.Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
+    as_json: options.AsJsonObject = False,
 ) -> None:
     """Read the .bin/.idx files of DeepSpeed's data analyzer into an index.
 
     Example: arrowds import deepspeed-index index
     """
-    from arrowds.cli.tables import print_summary
     from arrowds.integrations.deepspeed import import_index
 
     imported = import_index(
         folder, index, metrics=metric or None, num_samples=num_samples, workers=workers, overwrite=overwrite
     )
-    print_summary(imported)
+    tables.print_summary(imported, as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from arrowds.errors import ConfigError
 def info(
     index: options.IndexPath,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: options.AsJsonObject = False,
     version: options.Version = None,
     storage_option: options.StorageOptions = None,
 ) -> None:
@@ -24,14 +23,7 @@ def info(
 
     Example: arrowds info index
     """
-    from arrowds.plots import describe
-
-    opened = options.open_index(index, version, storage_option)
-    if as_json:
-        # JSON has no infinity: as text it stays readable by every parser.
-        typer.echo(json.dumps(tables.json_ready(describe(opened)), indent=1, ensure_ascii=False))
-    else:
-        tables.print_summary(opened)
+    tables.print_summary(options.open_index(index, version, storage_option), as_json=as_json)
 
 
 def sql(
@@ -149,6 +141,7 @@ def plot(
         tuple[float, float] | None,
         typer.Option(metavar="LO HI", help="Draw the samples between two percentiles (0 to 100), count the others."),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the bars as JSON, an object per bar.")] = False,
     version: options.Version = None,
     storage_option: options.StorageOptions = None,
 ) -> None:
@@ -161,7 +154,9 @@ def plot(
     from arrowds import plots
 
     chosen = options.open_index(index, version, storage_option)[metric]
-    if output is None:
+    if as_json:
+        typer.echo(tables.json_lines(plots.bars_table(chosen, bins or 50, log=log, between=between)), nl=False)
+    elif output is None:
         text = plots.text_histogram(chosen, bins=bins or 20, log=log, between=between, width=tables.width())
         typer.echo(text)
     else:
@@ -207,7 +202,11 @@ def diff(
 
 
 def verify(
-    index: options.IndexPath, *, version: options.Version = None, storage_option: options.StorageOptions = None
+    index: options.IndexPath,
+    *,
+    as_json: options.AsJsonObject = False,
+    version: options.Version = None,
+    storage_option: options.StorageOptions = None,
 ) -> None:
     """Read every file of an index and compare it with the checksums; name every file that is damaged.
 
@@ -215,7 +214,11 @@ def verify(
     """
     opened = options.open_index(index, version, storage_option)
     opened.verify()
-    typer.echo(f"{opened.path}: {len(opened.manifest.files)} files of version {opened.version} verified")
+    num_files = len(opened.manifest.files)
+    if as_json:
+        tables.print_object({"path": str(opened.path), "version": opened.version, "files": num_files})
+    else:
+        typer.echo(f"{opened.path}: {num_files} files of version {opened.version} verified")
 
 
 def versions(
@@ -239,6 +242,7 @@ def move_data(
     old: Annotated[str, typer.Argument(metavar="OLD", help="The folder or URL below which the data lay, or one file.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Where they lie now.")],
     *,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Tell an index where its data lie now; they must have the content that was indexed.
@@ -248,7 +252,10 @@ def move_data(
     import arrowds
 
     moved = arrowds.move_data(index, old, new, storage_options=options.storage_options(storage_option))
-    typer.echo(f"{moved.path}: version {moved.version} reads its rows below {new}")
+    if as_json:
+        tables.print_object({"path": str(moved.path), "version": moved.version})
+    else:
+        typer.echo(f"{moved.path}: version {moved.version} reads its rows below {new}")
 
 
 def compact(
@@ -256,6 +263,7 @@ def compact(
     *,
     workers: options.Workers = None,
     engine: options.Engine = "local",
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Merge the segments that appends have made into one; answers stay the same, the data is not read.
@@ -269,11 +277,14 @@ def compact(
     merged = arrowds.compact(index, workers=workers, engine=engine, storage_options=storage)
     if not options.is_first_rank():
         return
-    if merged.version == before.version:
+    counts = {"segments_before": len(before.manifest.segments), "segments": len(merged.manifest.segments)}
+    if as_json:
+        tables.print_object({"path": str(merged.path), "version": merged.version, **counts})
+    elif merged.version == before.version:
         typer.echo(f"{merged.path} is up to date: version {merged.version} has one segment")
     else:
-        counts = f"{len(before.manifest.segments)} segments became {len(merged.manifest.segments)}"
-        typer.echo(f"{merged.path}: {counts}, in version {merged.version}")
+        became = f"{counts['segments_before']} segments became {counts['segments']}"
+        typer.echo(f"{merged.path}: {became}, in version {merged.version}")
 
 
 def vacuum(
@@ -283,6 +294,7 @@ def vacuum(
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Remove what unfinished builds left, too; only where none is running.")
     ] = False,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Remove old versions of an index, and every file that none of the remaining ones needs.
@@ -298,7 +310,12 @@ def vacuum(
     removed = arrowds.vacuum(index, keep=keep, unfinished=unfinished, storage_options=storage)
     after = set(store.names(""))
     gone = {name: size for name, size in before.items() if name not in after}
+    builds = sorted({name.split("/")[1] for name in gone if name.startswith("builds/")})
+    if as_json:
+        sizes = {"files": len(gone), "bytes": sum(gone.values())}
+        tables.print_object({"path": str(index), "versions": list(removed), **sizes, "unfinished_builds": builds})
+        return
     listed = ", ".join(map(str, removed)) or "none"
     typer.echo(f"versions removed: {listed}; files removed: {len(gone)}, {decimal(sum(gone.values()))}")
-    for build in sorted({name.split("/")[1] for name in gone if name.startswith("builds/")}):
+    for build in builds:
         typer.echo(f"unfinished build removed: {build}")

@@ -64,6 +64,7 @@ StorageOptions = Annotated[
 ]
 Version = Annotated[int | None, typer.Option(min=1, help="Which version; by default the newest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object per row.")]
+AsJsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 

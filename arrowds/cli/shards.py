@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +26,7 @@ def plan(
     tokenizer: options.Tokenizer = None,
     text_column: options.TextColumn = "text",
     keep_nulls: options.KeepNulls = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan's numbers as JSON.")] = False,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Plan a build that any number of processes then do: arrowds map for each shard, arrowds reduce at the end.
@@ -54,8 +53,8 @@ def plan(
     )
     parts, rounds = (0, []) if isinstance(planned, Index) else (len(planned.parts), planned.passes)
     if as_json:
-        facts = {"samples": planned.num_samples, "parts": parts, "rounds": len(rounds)}
-        typer.echo(json.dumps(facts | {"metrics": [[metric.name for metric in metrics] for metrics in rounds]}))
+        facts: dict[str, Any] = {"samples": planned.num_samples, "parts": parts, "rounds": len(rounds)}
+        tables.print_object(facts | {"metrics": [[metric.name for metric in metrics] for metrics in rounds]})
     elif isinstance(planned, Index):
         typer.echo(f"{planned.path} is up to date: version {planned.version} has all of this; nothing is planned")
     else:
@@ -74,6 +73,7 @@ def map_(
     *,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Which share of the work this is, from 1/N to N/N.")],
     workers: options.Workers = None,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Measure one shard of a planned build. What is finished is skipped, so a shard may be run again at any time.
@@ -88,6 +88,9 @@ def map_(
     number, of = options.shard(shard)
     storage = options.storage_options(storage_option)
     waiting = shards.map_shard(index, number, of, workers=workers, storage_options=storage)
+    if as_json:
+        tables.print_object({"shard": shard, "planned": waiting is not None, "waiting": list(waiting or ())})
+        return
     if waiting is None:
         typer.echo(f"{index} is finished: no build is planned; nothing is left to measure")
         return
@@ -106,6 +109,7 @@ def reduce(
         str, typer.Option(metavar="I/N", help="Which share of the work this is; by default all of it.")
     ] = "1/1",
     workers: options.Workers = None,
+    as_json: options.AsJsonObject = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Sort what the shards of a planned build have measured, and commit it as the next version of the index.
@@ -121,7 +125,9 @@ def reduce(
     number, of = options.shard(shard)
     storage = options.storage_options(storage_option)
     finished = shards.reduce_build(index, number, of, workers=workers, storage_options=storage)
-    if finished is None:
-        typer.echo(f"shard {number}/{of} is done; the last shard to finish commits")
+    if finished is not None:
+        tables.print_summary(finished, as_json=as_json)
+    elif as_json:
+        tables.print_object({"shard": shard, "committed": False})
     else:
-        tables.print_summary(finished)
+        typer.echo(f"shard {number}/{of} is done; the last shard to finish commits")

@@ -37,11 +37,19 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_WIDTH_OF_A_FILE, highlight=False)
 
 
-def print_summary(index: Index) -> None:
-    """Print what :func:`arrowds.plots.describe` knows, a column per metric."""
+def print_object(facts: dict[str, Any]) -> None:
+    """Print facts as one JSON object; infinities, which JSON has no number for, as text."""
+    typer.echo(json.dumps(json_ready(facts), indent=1, ensure_ascii=False))
+
+
+def print_summary(index: Index, *, as_json: bool = False) -> None:
+    """Print what :func:`arrowds.plots.describe` knows, a column per metric, or as JSON."""
     from arrowds.plots import describe
 
     facts = describe(index)
+    if as_json:
+        print_object(facts)
+        return
     console = _console()
     console.print(
         Text(f"{facts['path']}: {facts['num_samples']:,} samples of {facts['dataset']}, {decimal(facts['bytes'])}"),

@@ -36,6 +36,7 @@ def run(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write here instead.")] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start from scratch; ignore checkpoints.")] = False,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw no chart.")] = False,
+    as_json: options.AsJsonObject = False,
 ) -> None:
     """Do a whole run: index the dataset, train with its curriculum, write losses and difficulties per step.
 
@@ -55,12 +56,15 @@ def run(
     hide_deprecations()
     sys.path.insert(0, str(Path.cwd()))  # the first place to import the model's factory from
     try:
-        result = run_pipeline(values, resume=not no_resume, progress=StepLines())
+        result = run_pipeline(values, resume=not no_resume, progress=None if as_json else StepLines())
     except (ArrowdsError, OSError):
         raise
     except Exception as error:  # of the user's model or of the engine
         raise _in_one_line(error, values.output) from error
     if not options.is_first_rank():
+        return
+    if as_json:
+        tables.print_object({"output": str(result.output), "steps": result.steps, "resumed_from": result.resumed_from})
         return
     if result.resumed_from:
         typer.echo(f"resumed from the checkpoint of step {result.resumed_from}")

@@ -243,8 +243,12 @@ ELSEWHERE = {
     },
     "../sources/test_lint.py": {"lint --vocab-size", "lint --id", "lint --csv", "lint --json"},
     "../curriculum/test_why.py": {"why --step", "why --steps", "why --show", "why --csv", "why --json", "why --index"},
-    "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot"},
+    "test_training.py": {"batch --csv", "batch --json", "batch --step", "run --no-plot", "run --json"},
     "test_shards.py": {"plan --json"},
+    "test_json.py": {
+        "analyze --json", "append --json", "add-metric --json", "map --json", "reduce --json", "compact --json",
+        "vacuum --json", "move-data --json", "plot --json", "verify --json", "export --json", "import --json",
+    },
     "test_profile.py": {"profile show --step", "profile show --last", "profile show --csv",
                         "profile plot -o"},
     "test_aio.py": {"aio show --operation", "aio show --status", "aio show --limit", "aio show --run",

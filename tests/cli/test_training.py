@@ -80,7 +80,8 @@ def test_run_trains_from_one_file_and_goes_on(run, run_yaml, tmp_path):
     assert status == 0 and "resumed from the checkpoint of step 2" in out and "wrote" not in out
     assert pl.read_parquet("out/losses.parquet")["step"].to_list() == [1, 2, 3, 4, 5]
     assert read_difficulties("out/difficulties.parquet")["seqlen"].to_list() == [4, 8, 12, 16, 16]
-    assert run("run", "run.yaml", "--no-resume", "-o", "other", "--steps", "1")[0] == 0
+    status, out, _ = run("run", "run.yaml", "--no-resume", "-o", "other", "--steps", "1", "--json")
+    assert status == 0 and json.loads(out) == {"output": "other", "steps": 1, "resumed_from": 0}
     assert pl.read_parquet("other/losses.parquet")["loss"][0] == pl.read_parquet("out/losses.parquet")["loss"][0]
 
 
