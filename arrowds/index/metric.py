@@ -248,6 +248,13 @@ class MetricIndex:
         start, stop = (int(_EXACT.multiply(bound, self.num_valid).scaleb(-2, _EXACT)) for bound in (low, high))
         return self._lookup.ids(start, stop)
 
+    def at_positions(self, start: int, stop: int) -> tuple[npt.NDArray[np.unsignedinteger[Any]], Any]:
+        """Return ``order[start:stop]``, 0 <= start < stop <= n, and the values of these samples, which ascend.
+
+        Of an index that is read in place, only the buckets of these positions are read.
+        """
+        return self._lookup.ids(start, stop), self._at(np.arange(start, stop))
+
     def quantile(self, q: npt.ArrayLike) -> Any:
         """Return the smallest value that at least the share ``q`` of the samples does not exceed.
 
