@@ -38,7 +38,9 @@ def histogram(bars: Bars, shares: Sequence[float], title: str) -> Spec:
     boxes = (
         alt.Chart(counted)
         .mark_bar(binSpacing=0.5)
-        .encode(x=x, x2="to:Q", y=alt.Y("samples:Q", title="samples", axis=_number_axis()), tooltip=tooltip)
+        .encode(
+            x=x, x2="to:Q", y=alt.Y("samples:Q", title="samples", axis=_number_axis()), y2=alt.datum(0), tooltip=tooltip
+        )
     )
     line = (
         alt.Chart(curve)
@@ -116,15 +118,19 @@ def counts(values: Sequence[tuple[Any, int]], uncounted: int, of: int) -> Spec:
             scale=alt.Scale(domain=[0, max(count for _, count in rows) * 1.25]),
             axis=_number_axis(),
         ),
-        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220, ticks=False, domain=False)),
+        y=alt.Y(
+            "name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220, labelPadding=6, ticks=False, domain=False)
+        ),
         tooltip=[alt.Tooltip("name:N"), alt.Tooltip("samples:Q", format=",")],
     )
     text = base.mark_text(align="left", dx=5).encode(text="text:N")
-    return spec_of(alt.layer(base.mark_bar(), text), height=alt.Step(20))
+    return spec_of(alt.layer(base.mark_bar(), text), height=20 * len(rows))
 
 
 def _labels(values: Sequence[Any]) -> list[str]:
     """Write values so that they can be told apart."""
+    if any(isinstance(value, bool) for value in values):
+        return [str(value).lower() for value in values]
     short = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
     return short if len(set(short)) == len(short) else list(map(str, values))
 
@@ -192,6 +198,8 @@ def spec_of(chart: Any, *, width: Any = "container", height: Any = 210) -> Spec:
     """Return the specification of a chart, by default as wide as its place, without the settings of this session."""
     import altair as alt
 
+    if width == "container":
+        chart = chart.properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
     with alt.data_transformers.enable("default"):
         found: Spec = chart.properties(width=width, height=height).to_dict()
     return {key: value for key, value in found.items() if key not in ("$schema", "config")}

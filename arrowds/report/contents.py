@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from arrowds.index import Index
 from arrowds.report import charts, step_charts
 from arrowds.report.facts import Duplicates, MetricFacts, TotalFacts, duplicates, index_facts, metric_facts, total_facts
-from arrowds.report.relations import by_category, drawn_samples, spearman
+from arrowds.report.relations import by_category, drawn_samples, spearman, strongest
 from arrowds.report.rows import Rows, read_rows
 from arrowds.report.training import RunFacts
 
@@ -30,6 +31,7 @@ class Report:
         rows: of the data, of all samples that are shown.
         drawn: how many samples the correlations and medians are of; 0 where none could be looked up.
         means: of these, for metrics whose values are too many to add up.
+        strongest: pairs of metrics with their correlation, the strongest first.
         medians: by category; see :func:`arrowds.report.relations.by_category`.
         duplicates: what the metric ``cluster_size`` says; None where there is none.
         totals: of the index.
@@ -43,6 +45,7 @@ class Report:
     rows: Rows
     drawn: int
     means: dict[str, float]
+    strongest: list[tuple[str, str, float]]
     medians: dict[str, pl.DataFrame]
     duplicates: Duplicates | None
     totals: list[TotalFacts]
@@ -66,14 +69,17 @@ def gathered(
     numbers = [metric.name for metric in shown if not metric.is_categorical and metric.row["samples"]]
     named = {metric.name: [name for name, _ in metric.counts] for metric in shown if metric.is_categorical}
     specs = _charts_of_index(shown, totals)
+    matrix = np.zeros((0, 0))
     if drawn is not None and len(numbers) > 1:
-        specs["correlations"] = charts.correlations(numbers, spearman(drawn.select(numbers)))
+        matrix = spearman(drawn.select(numbers))
+        specs["correlations"] = charts.correlations(numbers, matrix)
     return Report(
         index=facts,
         metrics=shown,
         left_out=len(index.metrics) - len(shown),
         rows=read_rows(index, ids, columns),
         drawn=0 if drawn is None else drawn.height,
+        strongest=strongest(numbers, matrix),
         means={} if drawn is None else _means(drawn, shown),
         medians={name: by_category(drawn, name, numbers, listed) for name, listed in named.items()}
         if drawn is not None and numbers
@@ -126,7 +132,10 @@ def _charts_of_run(run: RunFacts) -> dict[str, charts.Spec]:
         if recorded:
             specs["run-batches"] = step_charts.shares(batches, recorded)
         for place, (name, frame) in enumerate(run.record.drawn.items()):
-            specs[f"run-drawn-{place}"] = step_charts.column(frame, "p50", name, band=("p10", "p90"))
+            if "true" in frame.columns:
+                specs[f"run-drawn-{place}"] = step_charts.shares(frame, {"true": name})
+            else:
+                specs[f"run-drawn-{place}"] = step_charts.column(frame, "p50", name, band=("p10", "p90"))
         for place, frame in enumerate(run.record.groups.values()):
             specs[f"run-group-{place}"] = step_charts.groups(frame)
     return specs

@@ -32,7 +32,7 @@ class MetricFacts:
         name: of the metric.
         row: what :func:`arrowds.plots.describe` says of it.
         mean: of all values; None without any, of a category, and where there are too many distinct values to add up.
-        levels: quantiles by name, p1 to p99; empty without any value and of a category.
+        levels: quantiles by name, p1 to p99; empty without any value, of a bool and of a category.
         bars: of its histogram; None where there is no value, or the values are counted one by one.
         shares: the share of samples up to each edge of the bars.
         counts: values with their counts, names the most frequent first, numbers ascending; empty where there are bars.
@@ -119,12 +119,13 @@ def metric_facts(metric: MetricIndex, row: dict[str, Any], extremes: int) -> Met
     few = row["distinct"] <= MOST_VALUES
     counted = metric.distribution() if row["distinct"] <= _MOST_DISTINCT else None
     chosen = None if few else bars(metric, BINS)
-    each = 0 if metric.dtype == np.bool_ else min(extremes, metric.num_valid)
+    is_bool = metric.dtype == np.bool_
+    each = 0 if is_bool else min(extremes, metric.num_valid)
     return MetricFacts(
         name=metric.name,
         row=row,
         mean=None if counted is None else mean_of(counted),
-        levels=dict(zip(_LEVELS, metric.quantile(list(_LEVELS.values())).tolist(), strict=True)),
+        levels={} if is_bool else dict(zip(_LEVELS, metric.quantile(list(_LEVELS.values())).tolist(), strict=True)),
         bars=chosen,
         shares=[] if chosen is None else [metric.rank(edge) / metric.num_valid for edge in chosen.edges],
         counts=list(counted.select("value", "count").iter_rows()) if few and counted is not None else [],

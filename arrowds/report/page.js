@@ -7,7 +7,7 @@ const config = {
   padding: 2,
   view: { stroke: null },
   axis: { ...text, gridColor: "var(--grid)", domainColor: "var(--line)", tickColor: "var(--line)" },
-  legend: { ...text, symbolType: "square", symbolStrokeWidth: 0, symbolOpacity: 1 },
+  legend: { ...text, symbolStrokeWidth: 2 },
   bar: { color: "var(--blue)" },
   area: { color: "var(--blue)" },
   line: { color: "var(--orange)", strokeWidth: 1.8 },

@@ -33,7 +33,8 @@ class RecordFacts:
             rank that has most; where lengths are known ``fill``, the tokens of a microbatch divided by the budget, or
             else by those of the largest, and ``unpadded``, the share of tokens that is no padding where a microbatch is
             padded to its longest sample.
-        drawn: of each number ``step``, ``p10``, ``p50``, ``p90`` of the samples that were drawn.
+        drawn: of each number ``step``, ``p10``, ``p50``, ``p90`` of the samples that were drawn; of a bool ``step``
+            and ``true``, the share for which it is true.
         groups: of each category, and of the groups of the configuration: ``step``, ``group``, ``share``.
         hardest: id, step and loss of the samples with the largest losses; empty without losses.
         has_budget: whether ``fill`` is of the budget of the configuration.
@@ -167,6 +168,8 @@ def _batches(rows: pl.DataFrame, lengths: pl.Series | None, budget: int | None) 
 
 def _spread(rows: pl.DataFrame, values: pl.Series) -> pl.DataFrame:
     value = pl.col("value").cast(pl.Float64)
+    if values.dtype == pl.Boolean:
+        return rows.select(together(rows), value=values).group_by("step").agg(true=value.mean()).sort("step")
     levels = {f"p{share}": value.quantile(share / 100, "nearest") for share in (10, 50, 90)}
     return rows.select(together(rows), value=values).group_by("step").agg(**levels).sort("step")
 

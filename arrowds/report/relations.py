@@ -72,6 +72,18 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.clip(x @ y / spread, -1, 1)) if spread else np.nan
 
 
+def strongest(names: Sequence[str], matrix: np.ndarray, most: int = 8) -> list[tuple[str, str, float]]:
+    """Return the pairs of names with the largest correlations, of either sign, and these.
+
+    >>> strongest(["a", "b", "c"], np.array([[1, 0.5, -0.9], [0.5, 1, np.nan], [-0.9, np.nan, 1]]))
+    [('a', 'c', -0.9), ('a', 'b', 0.5)]
+    """
+    rows, columns = np.triu_indices(len(matrix), 1)
+    pairs = [(names[row], names[column], float(matrix[row, column])) for row, column in zip(rows, columns, strict=True)]
+    defined = [pair for pair in pairs if not np.isnan(pair[2])]
+    return sorted(defined, key=lambda pair: -abs(pair[2]))[:most]
+
+
 def by_category(values: pl.DataFrame, category: str, numbers: Sequence[str], names: Sequence[str]) -> pl.DataFrame:
     """Return the median of each number for some names of a category; of bools the share that is true.
 

@@ -63,6 +63,8 @@ def _text(value: Any) -> str:
     """Return a short text of a value, without control characters."""
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, pl.Series):
         items = ", ".join(map(str, value.head(_MOST_ITEMS).to_list()))
         value = f"[{items}, ...]" if len(value) > _MOST_ITEMS else f"[{items}]"

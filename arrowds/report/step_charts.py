@@ -56,7 +56,9 @@ def shares(frame: pl.DataFrame, titles: Mapping[str, str]) -> Spec:
         .encode(
             x=_steps(),
             y=alt.Y("share:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%", tickCount=5)),
-            color=alt.Color("name:N", sort=list(titles.values()), legend=_legend()),
+            color=alt.Color(
+                "name:N", sort=list(titles.values()), legend=_legend("stroke") if len(titles) > 1 else None
+            ),
             tooltip=[alt.Tooltip("name:N"), alt.Tooltip("step:Q", format=","), alt.Tooltip("share:Q", format=".1%")],
         )
     )
@@ -84,7 +86,7 @@ def groups(frame: pl.DataFrame) -> Spec:
                 scale=alt.Scale(domain=[0, 1]),
                 axis=alt.Axis(format="%", tickCount=5),
             ),
-            color=alt.Color("group:N", sort=names, legend=_legend()),
+            color=alt.Color("group:N", sort=names, legend=_legend("square")),
             order=alt.Order("place:Q"),
             tooltip=[alt.Tooltip("group:N"), alt.Tooltip("step:Q", format=","), alt.Tooltip("share:Q", format=".1%")],
         )
@@ -102,10 +104,10 @@ def _steps() -> alt.X:
     )
 
 
-def _legend() -> alt.Legend:
+def _legend(symbol: str) -> alt.Legend:
     import altair as alt
 
-    return alt.Legend(title=None, orient="bottom", columns=4, labelLimit=160)
+    return alt.Legend(title=None, orient="bottom", columns=4, symbolType=symbol, labelLimit=160)
 
 
 def _finite(frame: pl.DataFrame) -> pl.DataFrame:
