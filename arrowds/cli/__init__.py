@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "head": index.head,
     "sql": index.sql,
     "plot": index.plot,
+    "report": index.report,
     "diff": index.diff,
     "verify": index.verify,
     "export": convert.export,

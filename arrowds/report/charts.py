@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 
-NUMBER = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, '~g')"
-_MOSTNUMBERED = 12
+NUMBER = (
+    "abs(datum.value) >= 1e15 || (abs(datum.value) < 1e-4 && datum.value != 0) ? format(datum.value, '~e') : "
+    "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, '~g')"
+)
+"""The label of a tick: 0.25, 100, 25k."""
+
+_MOST_POWERS = 12
+_MOST_NUMBERED = 12
 """A heat map of more metrics has no numbers in its cells."""
 
 
@@ -72,6 +78,9 @@ def _scale(bars: Bars) -> alt.Scale:
 def _axis(bars: Bars) -> alt.Axis:
     import altair as alt
 
+    low, high = bars.edges[0], bars.edges[-1]
+    if high - low < max(abs(low), abs(high)) / 1000:  # only all digits tell the ticks apart
+        return alt.Axis(grid=False, tickCount=5, labelOverlap=True)
     if not bars.log:
         return alt.Axis(labelExpr=NUMBER, grid=False, tickCount=8, labelOverlap=True)
     return _power_axis(bars.edges)
@@ -86,13 +95,16 @@ def _power_axis(edges: Sequence[float]) -> alt.Axis:
 def powers(edges: Sequence[float]) -> list[float]:
     """Return the ticks of a logarithmic axis: powers of ten, between few of them also twice and five times these.
 
+    Of many powers these are some.
+
     >>> powers([0, 1, 300]), powers([0.5, 8])
     ([0, 1.0, 10.0, 100.0], [0.5, 1.0, 2.0, 5.0])
     """
     low, high = next(edge for edge in edges if edge > 0), edges[-1]
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if len(decades) <= 3 else (1,)
-    grown = [step * 10.0**decade for decade in decades for step in steps]
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first < 3 else (1,)
+    decades = range(first, last + 1, max(1, (last - first) // _MOST_POWERS))
+    grown = [float(f"{step}e{decade}") for decade in decades for step in steps]
     return [*([0] if edges[0] == 0 else []), *(tick for tick in grown if low <= tick <= high)]
 
 
@@ -150,7 +162,7 @@ def correlations(names: Sequence[str], matrix: np.ndarray) -> Spec:
     frame = pl.DataFrame(
         finite, schema={"a": pl.String, "b": pl.String, "rho": pl.Float64, "size": pl.Float64}, orient="row"
     )
-    numbered = len(names) <= _MOSTNUMBERED
+    numbered = len(names) <= _MOST_NUMBERED
     axis = alt.Axis(title=None, ticks=False, domain=False, labelLimit=160, labelAngle=0)
     tilted = alt.Axis(title=None, ticks=False, domain=False, labelLimit=160, labelAngle=-40)
     base = alt.Chart(frame).encode(

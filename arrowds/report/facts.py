@@ -21,6 +21,9 @@ MOST_VALUES = 20
 _MOST_DISTINCT = 1 << 24
 _MOST_IN_A_TOTAL = 1 << 24
 _POINTS_OF_A_TOTAL = 150
+_NARROWEST = 1e-290
+"""Browsers can't divide a narrower range into ticks."""
+
 _LEVELS = {f"p{share:g}": share / 100 for share in (1, 5, 25, 50, 75, 95, 99)}
 
 
@@ -36,7 +39,7 @@ class MetricFacts:
         bars: of its histogram; None where there is no value, or the values are counted one by one.
         shares: the share of samples up to each edge of the bars.
         counts: values with their counts, names the most frequent first, numbers ascending; empty where there are bars.
-        lowest: the ids and values of the samples with the lowest values, ascending.
+        lowest: the ids and values of the samples with the lowest values, ascending; none of a bool or a constant.
         highest: those with the highest values, descending.
     """
 
@@ -57,8 +60,11 @@ class MetricFacts:
 
     @property
     def uncounted(self) -> int:
-        """Samples with a value that ``counts`` does not list."""
-        return int(self.row["samples"]) - sum(count for _, count in self.counts)
+        """Samples with a value that neither ``counts`` nor the bars count."""
+        counted = sum(count for _, count in self.counts)
+        if self.bars is not None:
+            counted += self.bars.below + sum(self.bars.counts) + self.bars.above
+        return int(self.row["samples"]) - counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +125,10 @@ def metric_facts(metric: MetricIndex, row: dict[str, Any], extremes: int) -> Met
     few = row["distinct"] <= MOST_VALUES
     counted = metric.distribution() if row["distinct"] <= _MOST_DISTINCT else None
     chosen = None if few else bars(metric, BINS)
+    if chosen is not None and chosen.edges[-1] - chosen.edges[0] < _NARROWEST:
+        chosen = None
     is_bool = metric.dtype == np.bool_
-    each = 0 if is_bool else min(extremes, metric.num_valid)
+    each = 0 if is_bool or row["distinct"] == 1 else min(extremes, metric.num_valid)
     return MetricFacts(
         name=metric.name,
         row=row,

@@ -24,7 +24,7 @@ from arrowds.store import replacing
 MOST_BYTES = 3_000_000
 """Of a page: texts are cut further where it would be larger."""
 MOST_METRICS = 40
-"""With a section of their own, unless they are chosen."""
+"""More do not fit on a page."""
 
 _SHORTER = (MOST_CHARACTERS, 120, 40, 0)
 _FOLDER = Path(__file__).parent
@@ -57,13 +57,14 @@ def write_report(
         config: the configuration of the run, for its groups and its budget of tokens.
 
     Raises:
-        ConfigError: when ``sample`` is below 1, or a configuration is given without a run.
+        ConfigError: for more than 40 metrics, a ``sample`` below 1, and a configuration without a run.
+        MissingColumnError: for a column that the data does not have.
         MissingExtraError: when altair, vl-convert-python or Jinja2 is not installed.
         UnknownMetricError: for a metric that the index does not have.
         UnreadableFileError: when the folder has no run.
         StorageError: when the page can't be written.
 
-    >>> import arrowds, tempfile
+    >>> import arrowds, polars as pl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     data = pl.DataFrame({"n": range(100)})
     ...     made = arrowds.analyze(data, arrowds.metrics.column("n"), f"{folder}/index", progress=False)
@@ -77,8 +78,10 @@ def write_report(
     if sample < 1:
         raise ConfigError(f"sample must be at least 1, got {sample}")
     if config is not None and run is None:
-        raise ConfigError("a configuration says more of a run: pass run=FOLDER as well")
+        raise ConfigError("the configuration is that of a run, but no run is named; pass run=FOLDER as well")
     names = list(index)[:MOST_METRICS] if metrics is None else list(dict.fromkeys(metrics))
+    if len(names) > MOST_METRICS:
+        raise ConfigError(f"a page has room for {MOST_METRICS} metrics, got {len(names)}; write several pages")
     settings = None if config is None else load_config(config)
     trained = None if run is None else run_facts(Path(run), index, names, config=settings, extremes=EXTREMES)
     page = rendered(gathered(index, names, columns, sample, trained))
@@ -91,10 +94,11 @@ def rendered(report: Report) -> str:
     import vl_convert
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from arrowds import __version__
+    import arrowds
 
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # it has a default, which its stub lacks
     files = {name: _FOLDER.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
-    scripts = [vl_convert.javascript_bundle(None), files["page.js"]]
+    scripts = [bundle, files["page.js"]]
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -109,7 +113,7 @@ def rendered(report: Report) -> str:
         environment.filters["cut"] = partial(shortened, most=most)
         page = environment.get_template("page.html").render(
             report=report,
-            arrowds=__version__,
+            arrowds=arrowds.__version__,
             style=files["page.css"],
             scripts=scripts,
             policy=_policy(scripts),
@@ -131,15 +135,15 @@ def _policy(scripts: Sequence[str]) -> str:
 def number(value: Any) -> str:
     """Write a number for people: groups of three digits, six digits of a float, a dash for None.
 
-    >>> number(1234567), number(0.123456789), number(12345.678), number(True), number(None), number("inf")
-    ('1,234,567', '0.123457', '12,345.7', 'true', '-', 'inf')
+    >>> number(1234567), number(0.123456789), number(12345678.9), number(True), number(None), number("inf")
+    ('1,234,567', '0.123457', '12,345,679', 'true', '-', 'inf')
     """
     if value is None:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:,.6g}"
+        return f"{value:,.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:,.6g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

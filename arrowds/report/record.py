@@ -11,7 +11,8 @@ from arrowds.index import Index
 from arrowds.index.looking import values_of
 from arrowds.pipeline.config import PipelineConfig, sql_expression
 
-_MOST_POINTS = 300
+_MOST_POINTS = 200
+_MOST_DRAWN, _MOST_CATEGORIES = 24, 6
 _MOST_SAMPLES = 2_000_000
 _MOST_GROUPS = 8
 _OTHERS = "all others"
@@ -74,7 +75,8 @@ def record_facts(
         values = pl.DataFrame()
     lengths, budget = ("seqlen", None) if config is None else (config.batches.lengths, config.batches.max_tokens)
     numbers = [name for name in names if name in values.columns and values[name].dtype != pl.String]
-    groups = {name: values[name] for name in values.columns if values[name].dtype == pl.String}
+    categories = [name for name in values.columns if values[name].dtype == pl.String]
+    groups = _mixture_groups(config, values) | {name: values[name] for name in categories[:_MOST_CATEGORIES]}
     return RecordFacts(
         samples=records.height,
         distinct=records["sample_id"].n_unique(),
@@ -84,11 +86,11 @@ def record_facts(
         ranks=records["rank"].n_unique(),
         batches=_batches(
             rows,
-            values[lengths] if lengths in values.columns and lengths not in groups else None,
+            values[lengths] if lengths in values.columns and lengths not in categories else None,
             budget,
         ),
-        drawn={name: _spread(rows, values[name]) for name in numbers},
-        groups={name: _shares(rows, group) for name, group in {**_mixture_groups(config, values), **groups}.items()},
+        drawn={name: _spread(rows, values[name]) for name in numbers[:_MOST_DRAWN]},
+        groups={name: _shares(rows, group) for name, group in groups.items()},
         hardest=_hardest(records, extremes),
         has_budget=budget is not None,
         notes=notes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,8 +79,10 @@ def strongest(names: Sequence[str], matrix: np.ndarray, most: int = 8) -> list[t
     >>> strongest(["a", "b", "c"], np.array([[1, 0.5, -0.9], [0.5, 1, np.nan], [-0.9, np.nan, 1]]))
     [('a', 'c', -0.9), ('a', 'b', 0.5)]
     """
-    rows, columns = np.triu_indices(len(matrix), 1)
-    pairs = [(names[row], names[column], float(matrix[row, column])) for row, column in zip(rows, columns, strict=True)]
+    pairs = [
+        (names[row], names[column], float(matrix[row, column]))
+        for row, column in itertools.combinations(range(len(matrix)), 2)
+    ]
     defined = [pair for pair in pairs if not np.isnan(pair[2])]
     return sorted(defined, key=lambda pair: -abs(pair[2]))[:most]
 

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from arrowds.errors import ArrowdsError
+from arrowds.errors import ArrowdsError, MissingColumnError
 from arrowds.index import Index
 
 MOST_CHARACTERS = 300
@@ -40,12 +40,17 @@ def read_rows(index: Index, ids: Iterable[int], columns: Sequence[str] | None) -
         index: an open index.
         ids: of the samples.
         columns: which columns; None: those of text, or else other short ones; none for an empty list.
+
+    Raises:
+        MissingColumnError: for a column that the data does not have.
     """
     chosen = sorted(set(ids))
     try:
         shown = _telling(index.data_rows.schema) if columns is None else list(columns)
         frame = index.samples(chosen, shown) if chosen and shown else pl.DataFrame()
-    except (ArrowdsError, OSError) as error:
+    except MissingColumnError:
+        raise  # of a column that was asked for
+    except (ArrowdsError, OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         return Rows(columns=[], texts={}, fault=str(error))
     cells = [[_text(value) for value in frame[name]] for name in frame.columns]
     return Rows(columns=frame.columns, texts=dict(zip(chosen, map(list, zip(*cells, strict=True)), strict=False)))

@@ -70,7 +70,7 @@ def groups(frame: pl.DataFrame) -> Spec:
 
     order = frame.group_by("group").agg(pl.col("share").sum()).sort("share", "group", descending=[True, False])
     every = frame.select("step").unique().join(order.select("group"), how="cross")  # areas need a value at each step
-    full = every.join(frame, on=["step", "group"], how="left").with_columns(pl.col("share").fill_null(0))
+    full = _finite(every.join(frame, on=["step", "group"], how="left").with_columns(pl.col("share").fill_null(0)))
     names = order["group"].to_list()
     place = pl.col("group").replace_strict(names, list(range(len(names))), return_dtype=pl.Int64).alias("place")
     mark = {"line": False, "opacity": 0.85} if full["step"].n_unique() > 1 else {"point": True}
@@ -111,6 +111,6 @@ def _legend(symbol: str) -> alt.Legend:
 
 
 def _finite(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the same without infinities and NaN, which JSON has no numbers for."""
-    columns = [name for name, dtype in frame.schema.items() if dtype.is_float()]
-    return frame.with_columns(pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name) for name in columns)
+    """Return the same in six digits, without infinities and NaN, which JSON has no numbers for."""
+    columns = [pl.col(name) for name, dtype in frame.schema.items() if dtype.is_float()]
+    return frame.with_columns(pl.when(column.is_finite()).then(column.round_sig_figs(6)) for column in columns)
