@@ -16,6 +16,7 @@ SPELLINGS: dict[str, str] = {
     r"arrowds\.vacuum\(unfinished=True\)": "arrowds vacuum INDEX --unfinished",
     r"arrowds\.add_metrics\b": "arrowds add-metric",
     r"pass index=arrowds\.open_index\(\.\.\.\)": "pass --index INDEX",
+    r"pass run=FOLDER": "pass --run FOLDER",
     r"pass overwrite=True": "pass --overwrite",
     r"with overwrite=True": "with arrowds analyze --overwrite",
     r"pass refresh=True": "pass --refresh",

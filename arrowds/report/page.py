@@ -81,7 +81,9 @@ def write_report(
         raise ConfigError("the configuration is that of a run, but no run is named; pass run=FOLDER as well")
     names = list(index)[:MOST_METRICS] if metrics is None else list(dict.fromkeys(metrics))
     if len(names) > MOST_METRICS:
-        raise ConfigError(f"a page has room for {MOST_METRICS} metrics, got {len(names)}; write several pages")
+        raise ConfigError(
+            f"a page has room for {MOST_METRICS} metrics, got {len(names)}; choose with metrics=[...], or write several"
+        )
     settings = None if config is None else load_config(config)
     trained = None if run is None else run_facts(Path(run), index, names, config=settings, extremes=EXTREMES)
     page = rendered(gathered(index, names, columns, sample, trained))
