@@ -212,6 +212,7 @@ def spec_of(chart: Any, *, width: Any = "container", height: Any = 210) -> Spec:
 
     if width == "container":
         chart = chart.properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-    with alt.data_transformers.enable("default"):
+    with alt.data_transformers.enable("default"), alt.theme.enable("none"):
         found: Spec = chart.properties(width=width, height=height).to_dict()
-    return {key: value for key, value in found.items() if key not in ("$schema", "config")}
+    found.pop("$schema")  # the page has Vega-Lite's newest version, whichever it is
+    return found
