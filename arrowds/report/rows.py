@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from arrowds.index import Index
 MOST_CHARACTERS = 300
 _MOST_COLUMNS = 4
 _MOST_ITEMS = 40
+_BLANK_LINES = re.compile(r"\n\s*\n")
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), 127], "\N{REPLACEMENT CHARACTER}")
 
 
@@ -65,7 +67,7 @@ def _telling(schema: pa.Schema) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """Return a short text of a value, without control characters."""
+    """Return a short text of a value, without control characters and blank lines."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -75,7 +77,10 @@ def _text(value: Any) -> str:
         value = f"[{items}, ...]" if len(value) > _MOST_ITEMS else f"[{items}]"
     if isinstance(value, bytes):
         value = value[:MOST_CHARACTERS].hex()
-    return shortened(str(value), MOST_CHARACTERS).translate(_CONTROLS)
+    whole = str(value)
+    start = whole[: 4 * MOST_CHARACTERS]
+    text = _BLANK_LINES.sub("\n", start).strip("\n") + (" ..." if len(start) < len(whole) else "")
+    return shortened(text, MOST_CHARACTERS).translate(_CONTROLS)
 
 
 def shortened(text: str, most: int) -> str:

@@ -244,6 +244,15 @@ def test_lists_and_numbers_are_shown_where_there_is_no_text(tmp_path):
     assert found.table("section-0", "Highest")[0]["ids"] == f"[{', '.join(map(str, range(40)))}, ...]"
 
 
+def test_blank_lines_are_left_out_of_texts_and_what_is_cut_is_marked(tmp_path):
+    texts = ["\n\none\n \n\n  two\n", "\n" * 2000 + "far below", "3"]
+    pl.DataFrame({"text": texts, "x": [1, 2, 3]}).write_parquet(tmp_path / "data.parquet")
+    index = arrowds.analyze(tmp_path / "data.parquet", column("x"), tmp_path / "index", progress=False)
+    arrowds.write_report(index, tmp_path / "page.html")
+    shown = Page(tmp_path / "page.html").table("section-0", "Lowest")
+    assert [row["text"] for row in shown] == ["one\n  two", " ...", "3"]
+
+
 def test_a_page_of_many_long_texts_stays_small(tmp_path):
     rng = np.random.default_rng(0)
     values = {f"m{number}": rng.permutation(500) for number in range(45)}
