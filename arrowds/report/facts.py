@@ -10,6 +10,7 @@ import polars as pl
 
 from arrowds.build.compact import versions
 from arrowds.index import Index
+from arrowds.index.lookup import bucket_distributions
 from arrowds.index.metric import MetricIndex
 from arrowds.plots import Bars, bars, describe, most_frequent
 from arrowds.store import ObjectStore
@@ -123,7 +124,6 @@ def metric_facts(metric: MetricIndex, row: dict[str, Any], extremes: int) -> Met
     if not metric.num_valid:
         return MetricFacts(name=metric.name, row=row, levels={}, shares=[], counts=[], lowest=[], highest=[])
     few = row["distinct"] <= MOST_VALUES
-    counted = metric.distribution() if row["distinct"] <= _MOST_DISTINCT else None
     chosen = None if few else bars(metric, BINS)
     if chosen is not None and chosen.edges[-1] - chosen.edges[0] < _NARROWEST:
         chosen = None
@@ -132,11 +132,11 @@ def metric_facts(metric: MetricIndex, row: dict[str, Any], extremes: int) -> Met
     return MetricFacts(
         name=metric.name,
         row=row,
-        mean=None if counted is None else mean_of(counted),
+        mean=_mean_of(metric) if row["distinct"] <= _MOST_DISTINCT else None,
         levels={} if is_bool else dict(zip(_LEVELS, metric.quantile(list(_LEVELS.values())).tolist(), strict=True)),
         bars=chosen,
         shares=[] if chosen is None else [metric.rank(edge) / metric.num_valid for edge in chosen.edges],
-        counts=list(counted.select("value", "count").iter_rows()) if few and counted is not None else [],
+        counts=list(metric.distribution().select("value", "count").iter_rows()) if few else [],
         lowest=_samples_at(metric, 0, each),
         highest=_samples_at(metric, metric.num_valid - each, metric.num_valid)[::-1],
     )
@@ -149,11 +149,14 @@ def _samples_at(metric: MetricIndex, start: int, stop: int) -> list[tuple[int, A
     return list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
-def mean_of(distribution: pl.DataFrame) -> float:
-    """Return the mean of the values of a distribution, in the precision of float64."""
-    values, counts = (distribution[name].cast(pl.Float64).to_numpy() for name in ("value", "count"))
-    with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
-        return float(values @ counts / counts.sum())
+def _mean_of(metric: MetricIndex) -> float:
+    """Return the mean of all values, in the precision of float64, from the distributions of one bucket at a time."""
+    total = 0.0
+    for frame in bucket_distributions(metric.spec):
+        values, counts = (frame[name].cast(pl.Float64).to_numpy() for name in ("value", "count"))
+        with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+            total += float(values @ counts)
+    return total / metric.num_valid
 
 
 def total_facts(index: Index, row: dict[str, Any]) -> TotalFacts:
