@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from arrowds.integrations.deepspeed.scheduler import CurriculumScheduler
     from arrowds.loading import ArrowDataset, CurriculumDataLoader, RepeatingLoader
     from arrowds.pipeline import create_data_loader, execute_data_pipeline
+    from arrowds.report import write_report
     from arrowds.stats.profiler import PartitionedParameterProfiler
     from arrowds.token_batches.plan import TokenBatchPlan, batch_by_tokens
     from arrowds.token_batches.sampler import TokenBudgetBatchSampler
@@ -58,6 +59,7 @@ __all__ = [
     "stats",
     "vacuum",
     "versions",
+    "write_report",
 ]
 
 _HOMES = {
@@ -87,6 +89,7 @@ _HOMES = {
     "register_schedule": "arrowds.curriculum.schedule",
     "vacuum": "arrowds.build.compact",
     "versions": "arrowds.build.compact",
+    "write_report": "arrowds.report",
 }
 """Where each name is defined that is no module: programs import what they use, when they first use it."""
 

@@ -79,6 +79,10 @@ def check_positions(metric: MetricIndex, pairs: list[tuple[Any, int]], low: int,
     assert metric.quantile([low / 1000, high / 1000]).tolist() == wanted
     assert metric.quantile(low / 1000) == wanted[0]
     assert (metric.min(), metric.max()) == (pairs[0][0], pairs[-1][0])
+    start = min(len(pairs) * low // 1000, len(pairs) - 1)
+    stop = max(start + 1, len(pairs) * high // 1000)
+    found, values = metric.at_positions(start, stop)
+    assert list(zip(values.tolist(), found.tolist(), strict=True)) == pairs[start:stop]
 
 
 def check_distribution(metric: MetricIndex, values: list[Any]) -> None:

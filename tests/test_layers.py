@@ -62,11 +62,12 @@ def test_every_documented_module_exists() -> None:
     assert set(LAYERS) <= there
 
 
-@pytest.mark.parametrize("module", ["arrowds", "arrowds.integrations.deepspeed", "arrowds.cli"])
+@pytest.mark.parametrize("module", ["arrowds", "arrowds.integrations.deepspeed", "arrowds.report", "arrowds.cli"])
 def test_importing_loads_no_optional_package(module: str) -> None:
     code = f"""
 import sys, {module}
-loaded = {{"torch", "deepspeed", "duckdb", "ray", "datasets", "tokenizers", "matplotlib", "s3fs"}} & set(sys.modules)
+optional = {{"torch", "deepspeed", "duckdb", "ray", "datasets", "tokenizers", "matplotlib", "altair", "jinja2", "s3fs"}}
+loaded = optional & set(sys.modules)
 sys.exit(f"loaded {{sorted(loaded)}}" if loaded else 0)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

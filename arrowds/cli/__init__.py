@@ -37,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sql": index.sql,
     "duplicates": index.duplicates,
     "plot": index.plot,
+    "report": index.report,
     "diff": index.diff,
     "verify": index.verify,
     "export": convert.export,

@@ -1,4 +1,4 @@
-"""Commands on a finished index: ``info``, ``head``, ``sql``, ``plot``, ``verify``, ``versions``, and to tidy it."""
+"""Commands on a finished index: ``info``, ``head``, ``sql``, ``plot``, ``report``, ``verify``, and to tidy it."""
 
 from __future__ import annotations
 
@@ -162,6 +162,49 @@ def plot(
     else:
         plots.plot(chosen, output, bins=bins or 50, log=log, between=between)
         typer.echo(f"wrote {output}")
+
+
+def report(
+    index: options.IndexPath,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")] = Path("report.html"),
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A run: the output of arrowds run, or where a sampler recorded."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The configuration of the run: its groups and token budget.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME", help="A metric to show; by default all, up to 40. Repeatable."),
+    ] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Columns of the data; by default those of text. Repeatable."),
+    ] = None,
+    no_data: Annotated[bool, typer.Option("--no-data", help="Show no rows of the data, and read none.")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="Samples drawn for correlations and medians.")] = 50_000,
+    version: options.Version = None,
+    storage_option: options.StorageOptions = None,
+) -> None:
+    """Write a report on an index, and on a run that trained with it: one HTML page that needs no network.
+
+    Histograms, quantiles, the lowest and the highest samples with their text, correlations, categories, duplicates and
+    totals; of a run losses, difficulties, batches, and what was drawn of each group.
+
+    Example: arrowds report index -o report.html
+
+    Example: arrowds report index -o run.html --run out --config run.yaml
+    """
+    from arrowds.report import write_report
+
+    if no_data and show:
+        raise typer.BadParameter("choose one of --show and --no-data", param_hint="--no-data")
+    opened = options.open_index(index, version, storage_option)
+    columns = [] if no_data else show
+    write_report(opened, output, metrics=metric, columns=columns, sample=sample, run=run, config=config)
+    typer.echo(f"wrote {output}, {decimal(output.stat().st_size)}")
 
 
 def diff(

@@ -21,6 +21,7 @@ SPELLINGS: dict[str, str] = {
     r"arrowds\.move_data\((?:'([^']*)'|\"([^\"]*)\"), old, new\)": r"arrowds move-data \1\2 OLD NEW",
     r"call arrowds\.find_duplicates\(path\) first": "pass --find",
     r"pass index=arrowds\.open_index\(\.\.\.\)": "pass --index INDEX",
+    r"pass run=FOLDER": "pass --run FOLDER",
     r"pass overwrite=True": "pass --overwrite",
     r"with overwrite=True": "with arrowds analyze --overwrite",
     r"pass refresh=True": "pass --refresh",

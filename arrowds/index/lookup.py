@@ -7,6 +7,7 @@ of an index in an object store, before this host has maps of it: it reads the fe
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from itertools import chain
 from typing import Literal, Protocol
 
@@ -178,15 +179,29 @@ def _bucket_distribution(column: SegmentColumn, bucket: Bucket) -> pl.DataFrame:
     return frame
 
 
+def bucket_distributions(spec: ViewSpec) -> Iterator[pl.DataFrame]:
+    """Yield the distinct values of one bucket of one segment after the other with their ``count``, bool as uint8."""
+    pieces = [(column, bucket) for column in spec.columns for bucket in column.buckets]
+    yield from ordered_map(lambda piece: _bucket_distribution(*piece), pieces, threads=spec.threads)
+
+
 def distribution_of(spec: ViewSpec) -> pl.DataFrame:
     """Return each distinct value of all segments, ascending, with its ``count`` and ``cumulative_count`` (int64)."""
-    pieces = [(column, bucket) for column in spec.columns for bucket in column.buckets]
-    dtype = pl.Series(pa.nulls(0, spec.stored)).dtype
-    frames = [
-        frame.with_columns(pl.col(VALUE).cast(dtype))
-        for frame in ordered_map(lambda piece: _bucket_distribution(*piece), pieces, threads=spec.threads)
-    ]
+    dtype = _dtype(spec)
+    frames = [frame.with_columns(pl.col(VALUE).cast(dtype)) for frame in bucket_distributions(spec)]
     whole = pl.concat(frames) if frames else pl.DataFrame(schema={VALUE: dtype, COUNT: pl.Int64})
     if len(spec.columns) > 1:
         whole = whole.group_by(VALUE).agg(pl.col(COUNT).sum()).sort(VALUE)
     return whole.with_columns(pl.col(COUNT).cum_sum().alias(CUMULATIVE_COUNT))
+
+
+def num_distinct_of(spec: ViewSpec) -> int:
+    """Return how many values occur: of one segment the manifest knows it, of several the distributions are read."""
+    if len(spec.columns) == 1:
+        return sum(bucket.num_distinct for bucket in spec.columns[0].buckets)
+    values = [frame[VALUE].cast(_dtype(spec)) for frame in bucket_distributions(spec)]
+    return pl.concat(values).n_unique() if values else 0
+
+
+def _dtype(spec: ViewSpec) -> pl.DataType:
+    return pl.Series(pa.nulls(0, spec.stored)).dtype

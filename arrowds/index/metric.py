@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from arrowds.arrays import numpy_view
 from arrowds.errors import ArrowdsWarning, ConfigError
-from arrowds.index.lookup import BucketOrder, Lookup, MappedOrder, distribution_of
+from arrowds.index.lookup import BucketOrder, Lookup, MappedOrder, distribution_of, num_distinct_of
 from arrowds.index.manifest import Manifest
 from arrowds.index.view import View, ViewSpec
 from arrowds.parallel import computed_once
@@ -143,10 +143,7 @@ class MetricIndex:
     @property
     def num_distinct(self) -> int:
         """How many values occur; the distributions are read where an index has several segments."""
-        columns = self.spec.columns
-        if len(columns) == 1:
-            return sum(bucket.num_distinct for bucket in columns[0].buckets)
-        return self.distribution().height
+        return num_distinct_of(self.spec)
 
     @computed_once
     def _view(self) -> View:
@@ -247,6 +244,13 @@ class MetricIndex:
         warn_of_shares(lo, hi)
         start, stop = (int(_EXACT.multiply(bound, self.num_valid).scaleb(-2, _EXACT)) for bound in (low, high))
         return self._lookup.ids(start, stop)
+
+    def at_positions(self, start: int, stop: int) -> tuple[npt.NDArray[np.unsignedinteger[Any]], Any]:
+        """Return ``order[start:stop]``, 0 <= start < stop <= n, and the values of these samples, which ascend.
+
+        Of an index that is read in place, only the buckets of these positions are read.
+        """
+        return self._lookup.ids(start, stop), self._at(np.arange(start, stop))
 
     def quantile(self, q: npt.ArrayLike) -> Any:
         """Return the smallest value that at least the share ``q`` of the samples does not exceed.

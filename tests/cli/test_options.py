@@ -102,6 +102,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "head i",
             "sql i q",
             "plot i m",
+            "report i",
             "verify i",
             "export i f",
             "batch i --config c --step 1",
@@ -138,6 +139,22 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "arrowds.plots.plot",
         {"bins": 7, "log": True, "between": (0.0, 50.0)},
     ),
+    (
+        "report i",
+        "arrowds.report.write_report",
+        {"path": Path("report.html"), "metrics": None, "columns": None, "sample": 50_000, "run": None, "config": None},
+    ),
+    (
+        "report i -o x.html --run out --config run.yaml --sample 7",
+        "arrowds.report.write_report",
+        {"path": Path("x.html"), "run": Path("out"), "config": Path("run.yaml"), "sample": 7},
+    ),
+    (
+        "report i --metric a --metric b --show text --show url",
+        "arrowds.report.write_report",
+        {"metrics": ["a", "b"], "columns": ["text", "url"]},
+    ),
+    ("report i --no-data", "arrowds.report.write_report", {"columns": []}),
     (
         f"diff i j --versions 3 5 {S3_OPTIONS}",
         "arrowds.index.open_index",
@@ -286,7 +303,7 @@ def assert_is(name: str, value: Any, expected: Any) -> None:
         assert str(value.schema.field(column).type) == kind
     elif name == "source" and hasattr(value, "to_spec"):
         assert value.to_spec()["column"] == expected
-    elif name == "config":
+    elif name == "config" and hasattr(value, "training"):
         shown = {"steps": value.training.steps, "output": str(value.output)}
         assert shown | expected == shown
     else:
@@ -413,6 +430,7 @@ def test_every_option_of_every_command_is_tested():
         "vacuum i --keep 0",
         "sql i 'select 1' --csv --json",
         "plot i m --between 5",
+        "report i --no-data --show text",
     ],
 )
 def test_wrong_usage_is_status_2_and_does_nothing(line, tmp_path, monkeypatch):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -141,7 +145,34 @@ def test_lookups_answer_as_those_of_a_local_index(seaweed, tmp_path_factory, dat
         assert remote.quantile(shares).tolist() == local.quantile(shares).tolist()
         assert (remote.min(), remote.max()) == (local.min(), local.max())
         assert_frame_equal(remote.histogram(7), local.histogram(7))
+        ends = local.num_valid * low // 1001, 1 + local.num_valid * high // 1001
+        for found, expected in zip(remote.at_positions(*ends), local.at_positions(*ends), strict=True):
+            assert found.tolist() == expected.tolist()
     assert remote.is_read_in_place
+
+
+def test_a_report_is_that_of_a_local_index_and_of_a_large_one_without_maps_has_no_correlations(
+    both, tmp_path, monkeypatch
+):
+    remote, local = both
+    for name, index in (("remote", remote), ("local", local)):
+        with monkeypatch.context() as patch:
+            patch.setattr("arrowds.report.relations._MOST_READ_FROM_A_STORE", 100)
+            arrowds.write_report(index, tmp_path / f"{name}.html")
+    assert all(remote[name].is_read_in_place for name in remote)
+    in_place, whole = (charts(tmp_path / f"{name}.html") for name in ("remote", "local"))
+    assert in_place == {name: chart for name, chart in whole.items() if name != "correlations"} != whole
+    assert "Correlations need memory maps" in (tmp_path / "remote.html").read_text(encoding="utf-8")
+    arrowds.write_report(remote, tmp_path / "remote.html")
+    assert charts(tmp_path / "remote.html") == whole
+
+
+def charts(page: Path) -> dict[str, Any]:
+    """The charts of a report."""
+    text = page.read_text(encoding="utf-8")
+    start = text.index('id="charts">') + len('id="charts">')
+    found: dict[str, Any] = json.loads(text[start : text.index("</script>", start)])
+    return found
 
 
 def test_opening_takes_three_requests_and_a_large_range_eight_more(proxy, proxied, tmp_path, monkeypatch):
