@@ -50,15 +50,29 @@ def callable_digest(function: Callable[..., object]) -> CallableDigest:
     >>> callable_digest(lambda x: x + 1) == callable_digest(lambda x: x + 2)
     False
     """
-    walk = _Walk()
-    walk.update(function)
+    return content_digest(function)
+
+
+def content_digest(value: object, *, modes: bool = True) -> CallableDigest:
+    """Digest an object by its content, as :func:`callable_digest` does those that a callable names.
+
+    Args:
+        value: plain data, arrays, tensors, models, or any other object.
+        modes: whether it counts that a model is in training mode.
+
+    >>> content_digest({"a": [1, 2]}) == content_digest({"a": [1, 3]})
+    False
+    """
+    walk = _Walk(modes=modes)
+    walk.update(value)
     return CallableDigest(walk.state.hexdigest(), "; ".join(dict.fromkeys(walk.unknown)))
 
 
 class _Walk:
-    """One pass over everything that a callable reaches, each object that can contain itself once."""
+    """One pass over everything that a value reaches, each object that can contain itself once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, modes: bool) -> None:
+        self.modes = modes
         self.state = xxhash.xxh3_128()
         self.unknown: list[str] = []
         self._seen: dict[int, object] = {}
@@ -134,7 +148,8 @@ class _Walk:
         kind = type(value)
         if _is_torch_module(value):
             model: Any = value
-            return [kind, model.training, *model.state_dict().items(), _plain_attributes(value)]
+            mode = [model.training] if self.modes else []
+            return [kind, *mode, *model.state_dict().items(), self._plain_attributes(value)]
         attributes = getattr(value, "__dict__", None)
         if _is_users(kind.__module__) and isinstance(attributes, dict):
             return [kind, attributes]
@@ -144,12 +159,12 @@ class _Walk:
             return [kind]
         return [kind, pickled]
 
-
-def _plain_attributes(model: object) -> list[object]:
-    """What a model has beside its parameters, buffers and submodules: sizes, probabilities, names of modes."""
-    kept = [(name, value) for name, value in vars(model).items() if not name.startswith("_")]
-    children = [(name, _plain_attributes(child), type(child)) for name, child in model.named_children()]  # type: ignore[attr-defined]  # a torch module
-    return [*kept, *children]
+    def _plain_attributes(self, model: Any) -> list[object]:
+        """What a model has beside its parameters, buffers and submodules: sizes, probabilities, names of modes."""
+        attributes = [(name, value) for name, value in vars(model).items() if not name.startswith("_")]
+        kept = [(name, value) for name, value in attributes if self.modes or name != "training"]
+        children = [(name, self._plain_attributes(child), type(child)) for name, child in model.named_children()]
+        return [*kept, *children]
 
 
 def _is_torch_module(value: object) -> bool:

@@ -59,7 +59,8 @@ def map_work(plan: BuildPlan, metrics: Sequence[Metric], totals: Mapping[str, np
     task = plan.task(metrics, totals)
     in_threads = plan.source.concurrent and all(metric.in_threads for metric in metrics)
     begin = partial(measure_part, task)
-    return Work(partial(map_part, task), in_threads, "samples", runs_metrics=True, begin=begin)
+    alone = any(metric.alone for metric in metrics)
+    return Work(partial(map_part, task), in_threads, "samples", runs_metrics=True, begin=begin, alone=alone)
 
 
 def map_part(task: MapTask, part: Part) -> None:

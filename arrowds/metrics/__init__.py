@@ -3,7 +3,7 @@
 import polars as pl
 
 from arrowds.errors import MetricError
-from arrowds.metrics import text
+from arrowds.metrics import models, text
 from arrowds.metrics.base import Kind, Metric, Nulls, Spec, Totals
 from arrowds.metrics.columns import Column, Values, column
 from arrowds.metrics.expressions import Expression, expr
@@ -27,6 +27,7 @@ __all__ = [
     "expr",
     "from_spec",
     "function",
+    "models",
     "seqlen",
     "text",
     "token_counts",
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 _STORED: dict[str, type[Metric]] = {
-    kind.__name__: kind for kind in (Column, Expression, SeqLen, TokenCounts, VocabRarity, text.TextMetric)
+    kind.__name__: kind
+    for kind in (Column, Expression, SeqLen, TokenCounts, VocabRarity, text.TextMetric, models.ModelMetric)
 }
 
 

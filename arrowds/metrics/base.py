@@ -40,6 +40,9 @@ class Metric(ABC):
     in_threads: ClassVar[bool] = False
     """True where ``compute`` works outside the interpreter lock, so that threads serve it as well as processes."""
 
+    alone: ClassVar[bool] = False
+    """True where one process fills the device or all processors, so that more are started only when asked for."""
+
     categorical: ClassVar[bool] = False
     """True where text is what ``compute`` may return without a declared dtype: the names of categories."""
 

@@ -25,6 +25,7 @@ class Work:
         runs_metrics: whether metric functions run, which may need what an engine has for them: models, devices.
         begin: does the first half of an item, and returns the second, which releases the interpreter lock: a thread may
             do it while the next item begins. None where an item has no halves.
+        alone: whether one process fills the machine, so that no more are started unless the caller asks for them.
     """
 
     function: Callable[[Any], None]
@@ -32,6 +33,7 @@ class Work:
     name: str
     runs_metrics: bool = False
     begin: Callable[[Any], Callable[[], None]] | None = None
+    alone: bool = False
 
     def label(self, item: object) -> str:
         """Name an item in a message."""

@@ -46,7 +46,7 @@ class LocalEngine(Engine):
 
     def run(self, work: Work, items: Sequence[Item]) -> Generator[Item, None, None]:
         count = min(self._most, max(len(items), 1))
-        if count == 1 and self._workers is not None:
+        if (work.alone and self._workers is None) or (count == 1 and self._workers is not None):
             yield from _in_process(work, items)
         elif work.releases_gil:
             yield from _in_threads(work, items, count)
