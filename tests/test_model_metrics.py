@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +27,6 @@ import arrowds
 from arrowds.errors import IndexExistsError, MetricError, MetricFailedError, MetricValueError
 from arrowds.metrics import from_spec
 from arrowds.metrics import models as metrics
-from arrowds.metrics.models.windows import cut, padded
 
 SOURCE = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text()
 TEXTS = ["def f(x):", SOURCE[:300], "a", "", "Ünïcödé 日本語 🙂", SOURCE[1000:1700], "x = 1\n" * 5, SOURCE[500:560]]
@@ -426,30 +423,6 @@ def test_what_a_module_raises_names_the_sample(tmp_path):
     with pytest.raises(MetricFailedError, match=r"sample 3: no 13"):
         data = pa.table({"ids": [[1, 2], [2, 3], [4, 4, 4], [13, 1], [1, 1]]})
         arrowds.analyze(data, metrics.loss(Fails(), column="ids"), tmp_path / "index", progress=False)
-
-
-@given(
-    st.lists(st.integers(0, 40), max_size=8),
-    st.integers(1, 12).flatmap(lambda most: st.tuples(st.just(most), st.integers(0, most - 1))),
-)
-def test_windows_predict_every_token_once_with_enough_before_it(lengths, sizes):
-    max_length, overlap = sizes
-    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    windows = cut(bounds, max_length, overlap)
-    assert (windows.lengths <= max_length).all() and (windows.counted < windows.stops).all()
-    predicted = []
-    for start, stop, counted, sample in zip(
-        windows.starts, windows.stops, windows.counted, windows.samples, strict=True
-    ):
-        assert bounds[sample] <= start <= counted and stop < bounds[sample + 1]
-        assert start == bounds[sample] or counted - start == overlap
-        predicted += range(counted + 1, stop + 1)
-    assert predicted == [at for i in range(len(lengths)) for at in range(bounds[i] + 1, bounds[i + 1])]
-    ids = np.arange(bounds[-1])
-    if len(windows):
-        read, wanted = padded(ids, windows, np.arange(len(windows)), -1)
-        assert sorted(wanted[wanted >= 0]) == predicted
-        assert (wanted[wanted >= 0] == read[wanted >= 0] + 1).all()
 
 
 @cuda
