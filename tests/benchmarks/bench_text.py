@@ -41,8 +41,10 @@ def main() -> None:
 
     peer = cpu_seconds(alone, given.repeats)
     print(f"{'zstandard alone':22} {size / peer:8.1f} MB/s")
-    for name in [*text.__all__, "all in one pass"]:
-        metrics = [getattr(text, each)() for each in (text.__all__ if name not in text.__all__ else [name])]
+    for name in [*text.measures.MEASURES, "all in one pass"]:
+        metrics = [
+            getattr(text, each)() for each in (text.measures.MEASURES if name not in text.measures.MEASURES else [name])
+        ]
 
         def analyze(metrics: list[arrowds.metrics.Metric] = metrics) -> None:
             with tempfile.TemporaryDirectory() as folder:
