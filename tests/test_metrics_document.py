@@ -36,6 +36,8 @@ def test_examples_from_top_to_bottom(tmp_path, monkeypatch):
     assert first_bytes.sum() == first_bytes[ord("s")] == 100
     assert made["scores"]["score"].num_valid == 90 and made["scores"]["score"].values.mask[0]
     assert made["rules"]["gopher_quality"].names == ("few_words",)
+    assert (made["overlap"]["ngram_overlap"].values == np.where(made["texts"]["n_words"].values >= 5, 1, 0)).all()
+    assert np.allclose(made["by-a-model"]["perplexity"].values, np.exp(made["by-a-model"]["loss"].values), rtol=1e-4)
     assert made["documents"]["cluster_size"].max() == 12 and made["documents"]["rank"].max() == 99
 
 

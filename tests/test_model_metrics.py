@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +27,6 @@ import arrowds
 from arrowds.errors import IndexExistsError, MetricError, MetricFailedError, MetricValueError
 from arrowds.metrics import from_spec
 from arrowds.metrics import models as metrics
-from arrowds.metrics.models.windows import cut, padded
 
 SOURCE = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text()
 TEXTS = ["def f(x):", SOURCE[:300], "a", "", "Ünïcödé 日本語 🙂", SOURCE[1000:1700], "x = 1\n" * 5, SOURCE[500:560]]
@@ -62,7 +59,9 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "initializer_range": 0.4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=400, bos_token_id=0, eos_token_id=1, pad_token_id=0, **sizes)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=400, bos_token_id=0, eos_token_id=1, pad_token_id=None, **sizes)
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -307,11 +306,11 @@ def test_changed_weights_are_another_metric(folder, tokenizer, tmp_path):
     assert again.version == index.version
     model = AutoModelForCausalLM.from_pretrained(copy)
     with torch.no_grad():
-        next(model.parameters())[5] += 1
+        next(model.parameters()).mul_(2)
     saved(model, copy)
     with pytest.raises(IndexExistsError, match="defined otherwise"):
         arrowds.analyze(data, metrics.loss(copy), tmp_path / "index", progress=False)
-    with pytest.raises(MetricError, match="otherwise"):
+    with pytest.raises(MetricError, match="'loss' is not what the index was made with any more"):
         arrowds.append(data, tmp_path / "index", progress=False)
     anew = arrowds.analyze(data, metrics.loss(copy), tmp_path / "index", overwrite=True, progress=False)
     assert not np.array_equal(anew["loss"].values, index["loss"].values)
@@ -340,22 +339,24 @@ def test_a_model_in_memory_counts_by_its_weights(make):
     model.train()
     assert metric.definition() == before == metrics.loss(make(), column="ids").definition()
     with torch.no_grad():
-        next(model.parameters())[0, 0] += 0.5
+        next(model.parameters())[0, 0] += 0.5  # of tens of thousands
     assert metric.definition() != before
     assert metrics.loss(make().bfloat16(), column="ids").definition() != before
 
 
-def test_a_model_in_memory_is_the_same_in_another_process(tmp_path):
+def test_a_model_in_memory_is_the_same_in_another_process():
     code = """
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from arrowds.metrics import models
 torch.manual_seed(0)
-config = GPT2Config(vocab_size=400, bos_token_id=0, eos_token_id=1, n_positions=48, n_embd=32, n_layer=2, n_head=2)
-print(models.loss(GPT2LMHeadModel(config), column="ids").definition())
+config = GPT2Config(vocab_size=400, n_positions=48, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1)
+said = models.loss(GPT2LMHeadModel(config), column="ids").definition()
 """
-    said = {subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout for _ in range(2)}
-    assert len(said) == 1 and b"models.loss" in said.pop()
+    here: dict[str, str] = {}
+    exec(code, here)
+    there = subprocess.run([sys.executable, "-c", code + "print(said)"], check=True, capture_output=True, text=True)
+    assert there.stdout.splitlines()[-1] == here["said"]
 
 
 def test_a_run_stays_in_one_process_unless_more_are_asked_for(folder, tmp_path, monkeypatch):
@@ -422,30 +423,6 @@ def test_what_a_module_raises_names_the_sample(tmp_path):
     with pytest.raises(MetricFailedError, match=r"sample 3: no 13"):
         data = pa.table({"ids": [[1, 2], [2, 3], [4, 4, 4], [13, 1], [1, 1]]})
         arrowds.analyze(data, metrics.loss(Fails(), column="ids"), tmp_path / "index", progress=False)
-
-
-@given(
-    st.lists(st.integers(0, 40), max_size=8),
-    st.integers(1, 12).flatmap(lambda most: st.tuples(st.just(most), st.integers(0, most - 1))),
-)
-def test_windows_predict_every_token_once_with_enough_before_it(lengths, sizes):
-    max_length, overlap = sizes
-    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    windows = cut(bounds, max_length, overlap)
-    assert (windows.lengths <= max_length).all() and (windows.counted < windows.stops).all()
-    predicted = []
-    for start, stop, counted, sample in zip(
-        windows.starts, windows.stops, windows.counted, windows.samples, strict=True
-    ):
-        assert bounds[sample] <= start <= counted and stop < bounds[sample + 1]
-        assert start == bounds[sample] or counted - start == overlap
-        predicted += range(counted + 1, stop + 1)
-    assert predicted == [at for i in range(len(lengths)) for at in range(bounds[i] + 1, bounds[i + 1])]
-    ids = np.arange(bounds[-1])
-    if len(windows):
-        read, wanted = padded(ids, windows, np.arange(len(windows)), -1)
-        assert sorted(wanted[wanted >= 0]) == predicted
-        assert (wanted[wanted >= 0] == read[wanted >= 0] + 1).all()
 
 
 @cuda

@@ -130,7 +130,7 @@ def measured(name: str, values: list[str | None], **options) -> list[float | Non
 
 def test_every_function_is_compared():
     elsewhere = {name for name in text.__all__ if name in RULES or name.startswith("flesch")}
-    assert {*PLAIN, *elsewhere, "TextMetric"} == {*text.__all__}
+    assert {*PLAIN, *elsewhere, "TextMetric", "NgramOverlap", "ngram_overlap"} == {*text.__all__}
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -261,6 +261,12 @@ def metrics_of(base: Manifest, given: Metric | Iterable[Metric] | None) -> list[
             "metrics=[...] with the same metric"
         )
     rebuilt = [found[name] if name in found else from_spec(specs[name] or {}) for name in known]
+    changed = [metric.name for metric in rebuilt if metric.definition() != known[metric.name]]
+    if changed:
+        raise MetricError(
+            f"metric {changed[0]!r} is not what the index was made with any more: a model has changed, or Polars; "
+            "restore it, or measure the metric of all samples under another name"
+        )
     required = {item.name for metric in rebuilt for item in metric.requires}
     return [metric for metric in rebuilt if metric.name not in required]
 

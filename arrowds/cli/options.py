@@ -140,7 +140,7 @@ def _metric(text: str, nulls: Any) -> Metric:
     name, _, rest = text.rpartition("=")
     kind, _, column = rest.partition(":")
     options: dict[str, Any] = {"name": name} if name else {}
-    if kind.startswith("text.") and kind[5:] in metrics.text.__all__:
+    if kind.startswith("text.") and kind[5:] in metrics.text.measures.MEASURES:
         measure: Callable[..., Metric] = getattr(metrics.text, kind[5:])
         return measure(column or "text", nulls=nulls, **options)
     if kind == "column" and column:

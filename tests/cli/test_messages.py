@@ -61,6 +61,7 @@ SAID_OTHERWISE = (
     "column(",
     "text.{}(",
     "({}, {}, nulls=",
+    "text.ngram_overlap({}, ",
     "read_parquet(",
     "import serve; serve()",
     "percentiles must be 0 <= lo <= hi",  # of a lookup that no command does

@@ -72,9 +72,9 @@ class ModelMetric(Metric):
                 yield metric._measured(batch, known)
 
     def _measured(self, batch: Batch, known: dict[object, Any]) -> pa.Array:
+        models = [self._loaded(key) for key in ("model", "other") if getattr(self, key) is not None]
         text = (self.column, _identity(self._tokenizer_of()), self.bos)
         tokens: Encoded = _once(known, text, lambda: encoded(batch, self.column, self._tokenizer, bos=self.bos))
-        models = [self._loaded(key) for key in ("model", "other") if getattr(self, key) is not None]
         max_length, overlap = self._window(models)
         nats = []
         for model in models:

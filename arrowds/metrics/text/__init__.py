@@ -2,9 +2,11 @@
 
     texts --passages--> characters, words, lines --diversity, repetition, readability, quality--> a value for each text
 
-``measures`` has the table of all measures; ``prose`` and ``rules`` are what users call.
+``measures`` has the table of all measures; ``prose`` and ``rules`` are what users call, and ``contamination`` compares
+texts with a benchmark.
 """
 
+from arrowds.metrics.text.contamination import NgramOverlap, ngram_overlap
 from arrowds.metrics.text.measures import TextMetric
 from arrowds.metrics.text.prose import (
     compression_ratio,
@@ -52,6 +54,7 @@ from arrowds.metrics.text.rules import (
 )
 
 __all__ = [
+    "NgramOverlap",
     "TextMetric",
     "alphabetic_word_share",
     "bullet_line_share",
@@ -83,6 +86,7 @@ __all__ = [
     "n_sentences",
     "n_words",
     "newline_word_ratio",
+    "ngram_overlap",
     "repeated_line_char_share",
     "short_line_share",
     "stop_word_share",

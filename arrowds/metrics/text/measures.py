@@ -107,7 +107,7 @@ class TextMetric(Metric):
         pieces: list[list[pa.Array]] = [[] for _ in chosen]
         nulls = {}
         for name in dict.fromkeys(metric.column for metric in chosen):
-            texts = _texts(batch, name)
+            texts = texts_of(batch, name)
             nulls[name] = numpy_view(texts.is_null()) if texts.null_count else None
             for block in blocks_of(texts):
                 for metric, found in zip(chosen, pieces, strict=True):
@@ -147,7 +147,7 @@ def text_metric(measure: str, column: str, name: str | None, nulls: Nulls, **opt
     )
 
 
-def _texts(batch: Batch, name: str) -> pa.Array:
+def texts_of(batch: Batch, name: str) -> pa.Array:
     """Return a column of valid UTF-8 without any bytes under nulls."""
     texts = column(batch, name)
     if pa.types.is_dictionary(texts.type):
