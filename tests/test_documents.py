@@ -27,6 +27,7 @@ pytestmark = [
 
 RUN_ELSEWHERE = {
     "deepspeed.md": "tests/pipeline/test_training_document.py",
+    "examples.md": "tests/test_examples.py",
     "launchers.md": "tests/cli/test_launchers_document.py",
     "metrics.md": "tests/test_metrics_document.py",
     "object-stores.md": "tests/cloud/test_object_stores_document.py",
