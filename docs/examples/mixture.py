@@ -35,11 +35,12 @@ def parts_of(path: Path) -> Iterator[dict[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in old modules
         tree = ast.parse(text)
+    lines = text.splitlines()
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             kind = "class" if isinstance(node, ast.ClassDef) else "function"
             place = f"{path.name}:{node.lineno}"
-            yield {"place": place, "kind": kind, "text": ast.get_source_segment(text, node) or ""}
+            yield {"place": place, "kind": kind, "text": "\n".join(lines[node.lineno - 1 : node.end_lineno])}
             if docstring := ast.get_docstring(node):
                 yield {"place": place, "kind": "docstring", "text": docstring}
 
@@ -76,7 +77,7 @@ def main() -> None:
     measures = [arrowds.metrics.seqlen(), arrowds.metrics.column("kind")]
     index = arrowds.analyze(corpus, measures, arguments.folder / "index", overwrite=True, progress=False)
     sampler = arrowds.MixtureSampler(
-        index, FIRST, groups="kind", unit="tokens", micro_batch_size=16, num_epochs=100, record=record
+        index, FIRST, groups="kind", unit="tokens", micro_batch_size=16, num_epochs=10, record=record
     )
     dataset = arrowds.ArrowDataset(corpus, columns=["input_ids"])
     loader = arrowds.CurriculumDataLoader(dataset, sampler, collate_fn=list)
