@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import email
+import itertools
+import re
+import shlex
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import duckdb
 import numpy as np
 import polars as pl
 import pytest
 import torch
+import typer
 from documents import DOCS, ROOT, Ran, blocks_of, run
 
 import arrowds
 from arrowds import demo, metrics
+from arrowds.cli import app
 from arrowds.curriculum import schedule
 
 pytestmark = [
@@ -94,6 +101,28 @@ def test_every_page_with_code_is_run() -> None:
     for name, path in RUN_ELSEWHERE.items():
         assert name in (ROOT / path).read_text(encoding="utf-8")
         assert "documents" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def commands_on_pages() -> Iterator[tuple[str, str]]:
+    """Every command of arrowds that stands on a line of its own in code: of fenced and of indented blocks."""
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        fenced = "\n".join(re.findall(r"^```(?!python)\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE))
+        indented = "\n".join(re.findall(r"^    (arrowds .*)$", text, flags=re.MULTILINE))
+        for line in re.findall(r"^(?:\$ )?(arrowds .*)$", f"{fenced}\n{indented}", flags=re.MULTILINE):
+            yield page.name, line
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(commands_on_pages())))
+def test_commands_have_the_options_that_pages_give_them(page: str, line: str) -> None:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
+    lexer.whitespace_split = True
+    _, *words = itertools.takewhile(lambda word: not set(word) <= set("&|;<>"), lexer)
+    command, name = typer.main.get_command(app), "arrowds"
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.commands[name]
+    assert command.make_context(name, words) is not None
 
 
 def test_readme(folder: Path, text: pl.DataFrame) -> None:

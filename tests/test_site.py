@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import os
 import re
@@ -140,7 +141,7 @@ def elements(text: str) -> tuple[Counter[str], Counter[str]]:
     kinds = ("ul", "ol", "li", "table", "tr", "td", "th", "pre", "h1", "h2", "h3", "img", "blockquote")
     site = markdown.Markdown(extensions=["tables", "attr_list", "md_in_html", "pymdownx.superfences"]).convert(text)
     github = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(text)
-    counts = [Counter(tag for tag, _ in Tags(html).tags if tag in kinds) for html in (github, site)]
+    counts = [Counter(tag for tag, _ in Tags(page).tags if tag in kinds) for page in (github, site)]
     return counts[0], counts[1]
 
 
@@ -197,3 +198,11 @@ def resolved(name: str) -> object:
 def test_no_role_of_sphinx_is_left_in_the_reference(site: Path) -> None:
     for page in (site / "reference").glob("*.html"):
         assert not re.search(r":(attr|class|func|meth|mod|data|exc):", page.read_text(encoding="utf-8")), page.name
+
+
+def test_options_that_are_passed_on_have_their_types_and_defaults_in_the_reference(site: Path) -> None:
+    page = (site / "reference" / "curriculum.html").read_text(encoding="utf-8")
+    code = html.unescape(re.sub(r"<[^>]+>", "", page))
+    for option in ("seed: int = 1234", 'order: str = "stateless"', "drop_last: bool = True"):
+        assert code.count(f"    {option},\n") == 2, option  # of both samplers
+    assert "= ...,\n" not in code

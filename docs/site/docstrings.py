@@ -1,4 +1,4 @@
-"""A Griffe extension that turns what Sphinx and doctest read in docstrings into Markdown."""
+"""A Griffe extension: docstrings for Sphinx and doctest as Markdown, and the defaults of options that are passed on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ class Docstrings(griffe.Extension):
         if obj.docstring is not None:
             text = _ROLE.sub(lambda role: reference(obj, role[1]), obj.docstring.value)
             obj.docstring.value = _DOCTEST.sub(lambda code: f"{code[1]}```pycon\n{code[0]}\n{code[1]}```", text)
+
+    def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
+        """Give options that a constructor passes on, as ``**options: Unpack[...]``, their defaults in its base."""
+        for base in func.parent.resolved_bases if isinstance(func.parent, griffe.Class) else ():
+            if isinstance(passed_on := base.members.get(func.name), griffe.Function):
+                for parameter in func.parameters:
+                    if parameter.default == "..." and parameter.name in passed_on.parameters:
+                        parameter.default = passed_on.parameters[parameter.name].default
 
 
 def reference(obj: griffe.Object, name: str) -> str:
