@@ -206,3 +206,14 @@ def test_options_that_are_passed_on_have_their_types_and_defaults_in_the_referen
     for option in ("seed: int = 1234", 'order: str = "stateless"', "drop_last: bool = True"):
         assert code.count(f"    {option},\n") == 2, option  # of both samplers
     assert "= ...,\n" not in code
+
+
+def test_every_entry_of_the_reference_says_something(site: Path) -> None:
+    silent, entries = [], 0
+    for page in (site / "reference").glob("*.html"):
+        parts = re.split(r'<h\d id="(arrowds\.[^"]+)"', page.read_text(encoding="utf-8"))
+        for name, text in zip(parts[1::2], parts[2::2], strict=True):
+            entries += 1
+            if not re.search(r"<div class=\"doc doc-contents.*?<p>", text, flags=re.DOTALL):
+                silent.append(name)
+    assert silent == [] and entries > 400

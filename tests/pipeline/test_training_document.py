@@ -38,10 +38,11 @@ def results(tmp_path_factory):
     launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in launchers}
     process = subprocess.run(
-        [sys.executable, Path(__file__).with_name("trainers_of_documents.py"), Path(__file__).parents[1],
+        [sys.executable, Path(__file__).with_name("trainers_of_documents.py"),
          *(f"{title}={package}" for title, package in PARTS.items())],
         capture_output=True, text=True, check=False, timeout=600, cwd=folder,
-        env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+             "PYTHONPATH": os.pathsep.join([str(DOCS.parent / "tests"), *sys.path])},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-4000:]
     return json.loads(process.stdout.split("RESULT ")[-1])

@@ -1,7 +1,6 @@
 """Run what the pages about trainers say, in this process, and print as JSON what it came to.
 
-Arguments: the folder of the tests, then sections of training.md and other pages as NAME=PACKAGE; one whose package is
-not installed is left out.
+Arguments: sections of training.md and other pages as NAME=PACKAGE; one whose package is not installed is left out.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from typing import Any
 
 import polars as pl
 import torch
-
-sys.path.insert(0, sys.argv[1])
 from documents import DOCS, Ran, blocks_of, run
 
 import arrowds
@@ -112,5 +109,5 @@ def main(parts: dict[str, str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("\nRESULT", json.dumps(main(dict(argument.split("=") for argument in sys.argv[2:]))))
+    print("\nRESULT", json.dumps(main(dict(argument.split("=") for argument in sys.argv[1:]))))
     sys.stdout.flush()
