@@ -200,6 +200,12 @@ def test_no_role_of_sphinx_is_left_in_the_reference(site: Path) -> None:
         assert not re.search(r":(attr|class|func|meth|mod|data|exc):", page.read_text(encoding="utf-8")), page.name
 
 
+def test_the_page_of_examples_has_the_code_of_all_programs(site: Path) -> None:
+    page = html.unescape(re.sub(r"<[^>]+>", "", (site / "examples.html").read_text(encoding="utf-8")))
+    for program in (DOCS / "examples").glob("*.py"):
+        assert program.read_text(encoding="utf-8").strip() in page, program.name
+
+
 def test_options_that_are_passed_on_have_their_types_and_defaults_in_the_reference(site: Path) -> None:
     page = (site / "reference" / "curriculum.html").read_text(encoding="utf-8")
     code = html.unescape(re.sub(r"<[^>]+>", "", page))
