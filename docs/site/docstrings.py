@@ -7,7 +7,7 @@ from typing import Any
 
 import griffe
 
-_ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?([\w.]+)`")
+_ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod|obj):`~?([\w.]+)`")
 _DOCTEST = re.compile(r"^( *)>>> .*(?:\n.*\S.*)*", flags=re.MULTILINE)
 
 
