@@ -15,8 +15,11 @@ from arrowds.errors import MetricError
 from arrowds.schema import check_metric_name, type_named
 
 Kind = Literal["per_sample", "total"]
+"""Whether a metric has a value for each sample, or one array that is added up over all of them."""
 Nulls = Literal["refuse", "keep"]
+"""Whether a sample without a value is an error, or kept in the index and out of the order."""
 Totals = Mapping[str, np.ndarray]
+"""The totals that a metric requires, by name."""
 Spec = dict[str, str | int | float | bool | None]
 """A metric as plain data: an index keeps it, so that more samples can be measured in the same way."""
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documents import DOCS, blocks_of
 from typer.testing import CliRunner
 
 import arrowds
 from arrowds.cli import app
 
-TEXT = (Path(arrowds.__file__).parents[1] / "docs" / "launchers.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = [(block.language, block.code) for block in blocks_of(DOCS / "launchers.md")]
 
 # Notes its arguments; the test runs them itself, in one process.
 ARROWDS = """#!{python}

@@ -1,12 +1,10 @@
-"""Polars and DuckDB see the index as a table, without a copy; and the one-liners of docs/query.md work as written."""
+"""Polars and DuckDB see the index as a table, without a copy."""
 
 from __future__ import annotations
 
 import math
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -125,40 +123,6 @@ def test_without_duckdb_the_error_names_the_extra(make_index, monkeypatch):
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(MissingExtraError, match=r"arrowds\[sql\]"):
         index.sql("select 1")
-
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "query.md"
-
-
-@pytest.fixture(scope="module")
-def documented_folder(tmp_path_factory):
-    """A folder with what docs/query.md queries: an index of 300 000 samples and their data."""
-    folder = tmp_path_factory.mktemp("documented")
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(0, 2048, 300_000)
-    table = pa.table({"n": lengths, "r": rng.gamma(2.0, 100.0, len(lengths)), "text": lengths.astype(str)})
-    pl.DataFrame(table).write_parquet(folder / "data.parquet")
-    metrics = [arrowds.metrics.expr("seqlen", pl.col("n")), arrowds.metrics.expr("vocab_rarity", pl.col("r"))]
-    arrowds.analyze(str(folder / "data.parquet"), metrics, folder / "index", progress=False)
-    return folder
-
-
-def snippets(language):
-    blocks = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
-    return [pytest.param(block, id=block.strip().splitlines()[0][:60]) for block in blocks]
-
-
-@pytest.mark.parametrize("block", snippets("python"))
-def test_documented_python_runs(documented_folder, monkeypatch, block):
-    monkeypatch.chdir(documented_folder)
-    exec(compile(block, str(DOCUMENT), "exec"), {})
-
-
-@pytest.mark.parametrize("block", snippets("sql"))
-def test_documented_sql_returns_rows(documented_folder, monkeypatch, block):
-    monkeypatch.chdir(documented_folder)
-    with duckdb.connect() as connection:
-        assert connection.sql(block).fetchall()
 
 
 def test_condition_on_bucket_opens_no_other_file(tmp_path, monkeypatch):

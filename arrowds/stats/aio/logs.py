@@ -37,6 +37,7 @@ STATUSES = (
     "empty",
     "unreadable",
 )
+"""What may have become of the run of a log, see the page on NVMe benchmarks."""
 
 SCHEMA = pa.schema(
     [
@@ -64,6 +65,7 @@ SCHEMA = pa.schema(
         ("content_hash", pa.string()),
     ]
 )
+"""The columns of the table of logs; the page on NVMe benchmarks says what each means."""
 
 _ARGUMENTS = re.compile(r"^args = (Namespace\(.*)$", re.MULTILINE)
 _BANNER = re.compile(r"^Testing (?:DeepNVMe|deepspeed_aio) ", re.MULTILINE)

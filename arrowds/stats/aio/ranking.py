@@ -10,6 +10,7 @@ import pyarrow as pa
 from arrowds.errors import ConfigError
 
 RULES = ("both", "read_speed", "write_speed", "sum")
+"""What :func:`rank` and :func:`best` can rank settings by."""
 
 _SETTING = (
     "block_size_bytes",

@@ -42,6 +42,7 @@ EVENT_SCHEMA: pa.Schema = pa.schema(
     ],
     metadata={VERSION_KEY: str(EVENTS_VERSION).encode()},
 )
+"""The columns of the table of events; the page on the profiler says what each means."""
 
 _STRUCT = struct.Struct("=qqqqii")
 _ROW_BYTES = _STRUCT.size
