@@ -100,7 +100,10 @@ def run_shell(code: str) -> None:
         for command in commands:
             run_command(command)
         return
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
     process = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", code], env=environment, capture_output=True, text=True, timeout=300
     )
