@@ -26,7 +26,7 @@ def test_every_file_that_the_page_names_exists() -> None:
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("class CompressionRatio", "arrowds/metrics/text.py"),
+        ("class TextMetric", "arrowds/metrics/text/measures.py"),
         ("_STORED", "arrowds/metrics/__init__.py"),
         ("class DataFile", "arrowds/sources/files.py"),
         ("FORMATS", "arrowds/sources/listing.py"),

@@ -22,7 +22,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 import arrowds
-from arrowds import errors, loading, metrics, sources
+from arrowds import duplicates, errors, loading, metrics, report, sources
 from arrowds.integrations import deepspeed
 from arrowds.stats import aio, profiler
 
@@ -161,9 +161,21 @@ def defined_in(module: ModuleType) -> list[str]:
 
 
 def public_names() -> Iterator[str]:
-    for module in (arrowds, metrics, sources, loading, deepspeed, aio, profiler):
+    for module in (
+        arrowds,
+        metrics,
+        metrics.text,
+        metrics.models,
+        sources,
+        loading,
+        duplicates,
+        report,
+        deepspeed,
+        aio,
+        profiler,
+    ):
         yield from (f"{module.__name__}.{name}" for name in module.__all__)
-    for module in (metrics.text, errors, arrowds.cost):
+    for module in (errors, arrowds.cost):
         yield from (f"{module.__name__}.{name}" for name in defined_in(module))
 
 
