@@ -437,10 +437,11 @@ def test_cuda_gives_the_losses_of_the_cpu(tmp_path, dtype):
     for make in (gpt2, llama):
         path = saved(make(), tmp_path / make.__name__)
         rows = [[token % 400 for token in row] for row in rows_of(200, 150)]
-        model = AutoModelForCausalLM.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).float()
         expected = [reference(model, row, 32, 16) / (len(row) - 1) for row in rows]
         metric = metrics.loss(path, column="ids", max_length=32, overlap=16, dtype=dtype, batch_tokens=2000)
-        np.testing.assert_allclose(measured(metric, rows, "ids"), expected, rtol=1e-3 if dtype == "float32" else 5e-2)
+        close = {"rtol": 1e-3} if dtype == "float32" else {"rtol": 3e-2, "atol": 0.2}  # of one token, in the worst case
+        np.testing.assert_allclose(measured(metric, rows, "ids"), expected, **close)
 
 
 @cuda
