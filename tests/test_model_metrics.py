@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -336,12 +337,13 @@ def test_a_model_in_memory_counts_by_its_weights(make):
     measured(metric, [[1, 2, 3]], "ids")
     if isinstance(model, Bigrams):
         model.sizes.clear()
-    model.train()
+    model.train(not model.training)
     assert metric.definition() == before == metrics.loss(make(), column="ids").definition()
     with torch.no_grad():
         next(model.parameters())[0, 0] += 0.5  # of tens of thousands
     assert metric.definition() != before
-    assert metrics.loss(make().bfloat16(), column="ids").definition() != before
+    halves, wholes = (metrics.loss(each, column="ids") for each in (make().bfloat16(), make().bfloat16().float()))
+    assert halves.definition() != wholes.definition()  # of equal weights
 
 
 def test_a_model_in_memory_is_the_same_in_another_process():
@@ -362,8 +364,10 @@ said = models.loss(GPT2LMHeadModel(config), column="ids").definition()
 def test_a_run_stays_in_one_process_unless_more_are_asked_for(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("arrowds.build.engines.local._in_workers", lambda *_: pytest.fail("workers were started"))
     monkeypatch.setattr("arrowds.build.engines.local._STARTUP_SECONDS", 0.0)
-    data = pa.table({"text": ["some text"] * 400})
-    index = arrowds.analyze(data, metrics.loss(folder), tmp_path / "index", progress=False)
+    monkeypatch.setattr("arrowds.build.plan._FEWEST_ROWS", 16)  # a part for each file
+    for number in range(8):
+        pl.DataFrame({"text": ["some text"] * 50}).write_parquet(tmp_path / f"{number}.parquet")
+    index = arrowds.analyze(str(tmp_path / "*.parquet"), metrics.loss(folder), tmp_path / "index", progress=False)
     assert len(np.unique(index["loss"].values)) < 3
 
 
@@ -396,6 +400,8 @@ def test_what_is_refused(folder, tokenizer, tmp_path):
     for wrong in (
         lambda: metrics.loss(gpt2(), dtype="bfloat16"),
         lambda: metrics.loss(None),
+        lambda: metrics.loss(lambda ids: ids),
+        lambda: metrics.loss(folder, 3),
         lambda: metrics.loss(folder, max_length=0),
         lambda: metrics.loss(folder, maxlength=3),
         lambda: metrics.loss_difference(folder, None),
@@ -431,10 +437,11 @@ def test_cuda_gives_the_losses_of_the_cpu(tmp_path, dtype):
     for make in (gpt2, llama):
         path = saved(make(), tmp_path / make.__name__)
         rows = [[token % 400 for token in row] for row in rows_of(200, 150)]
-        model = AutoModelForCausalLM.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).float()
         expected = [reference(model, row, 32, 16) / (len(row) - 1) for row in rows]
         metric = metrics.loss(path, column="ids", max_length=32, overlap=16, dtype=dtype, batch_tokens=2000)
-        np.testing.assert_allclose(measured(metric, rows, "ids"), expected, rtol=1e-3 if dtype == "float32" else 5e-2)
+        close = {"rtol": 1e-3} if dtype == "float32" else {"rtol": 3e-2, "atol": 0.2}  # of one token, in the worst case
+        np.testing.assert_allclose(measured(metric, rows, "ids"), expected, **close)
 
 
 @cuda

@@ -133,7 +133,8 @@ def _source(measure: str, key: str, value: Any) -> Any:
     if isinstance(value, str | Path):
         folder = Path(value).expanduser()
         return str(folder.resolve()) if folder.is_dir() else str(value)
-    if not callable(value) and not (key == "tokenizer" and value is None):
+    fits = hasattr(value, "state_dict") if key != "tokenizer" else value is None or callable(value)
+    if not fits:
         expected = "a tokenizer of transformers" if key == "tokenizer" else "a torch.nn.Module"
         raise MetricError(
             f"{measure}: {key} is {value!r}; expected a folder, a name on the Hugging Face hub, or {expected}"

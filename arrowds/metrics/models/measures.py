@@ -78,7 +78,7 @@ class ModelMetric(Metric):
         max_length, overlap = self._window(models)
         nats = []
         for model in models:
-            read = (id(model), *text, max_length, overlap, self.batch_tokens)
+            read = (model, *text, max_length, overlap, self.batch_tokens)
             nats.append(_once(known, read, partial(self._nats, model, tokens, max_length, overlap)))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             values = self._values(tokens, nats)

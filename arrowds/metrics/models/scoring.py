@@ -134,7 +134,9 @@ def _check_vocabulary(model: torch.nn.Module, ids: np.ndarray) -> None:
     if len(ids) and (ids.min() < 0 or (size is not None and ids.max() >= size)):
         wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
         raise MetricValueError(
-            f"token id {wrong} is not in the model's vocabulary of {'' if size is None else size} tokens; was the data "
+            f"token id {wrong} is not one of the model's"
+            + ("" if size is None else f" {size} ids from 0")
+            + "; was the data "
             "tokenized for another model?"
         )
 
