@@ -54,9 +54,15 @@ class Report:
 
 
 def gathered(
-    index: Index, names: Sequence[str], columns: Sequence[str] | None, sample: int, run: RunFacts | None
+    index: Index,
+    names: Sequence[str],
+    columns: Sequence[str] | None,
+    sample: int,
+    run: RunFacts | None,
+    *,
+    left_out: int,
 ) -> Report:
-    """Return all that the template shows of some metrics, and of a run."""
+    """Return all that the template shows of some metrics, and of a run; so many metrics are left out."""
     facts = index_facts(index)
     described = {row["name"]: row for row in facts["metrics"]}
     shown = [metric_facts(index[name], described[name], EXTREMES) for name in names]
@@ -76,7 +82,7 @@ def gathered(
     return Report(
         index=facts,
         metrics=shown,
-        left_out=len(index.metrics) - len(shown),
+        left_out=left_out,
         rows=read_rows(index, ids, columns),
         drawn=0 if drawn is None else drawn.height,
         strongest=strongest(numbers, matrix),

@@ -160,6 +160,20 @@ def test_duplicates(page):
     assert rows[0]["text"].startswith("row 0 ")
 
 
+def test_ids_of_duplicates_have_a_section_only_where_it_is_asked_for(tmp_path):
+    data = pl.DataFrame({"duplicate_of": [0, 0, 2, 0], "cluster_size": [3, 3, 1, 3]})
+    metrics = [column(name) for name in data.columns]
+    index = arrowds.analyze(data, metrics, tmp_path / "index", progress=False)
+    arrowds.write_report(index, tmp_path / "page.html")
+    found = Page(tmp_path / "page.html")
+    assert [row["metric"] for row in found.table("metrics")] == ["cluster_size"]
+    assert "in duplicates75.0 %" in found.text.replace("\n", "")
+    assert [row["samples"] for row in found.table("duplicates")] == ["3"]
+    assert not any("room for 40" in note for note in found.notes)
+    arrowds.write_report(index, tmp_path / "page.html", metrics=["duplicate_of"])
+    assert [row["metric"] for row in Page(tmp_path / "page.html").table("metrics")] == ["duplicate_of"]
+
+
 @pytest.mark.parametrize("sizes", [[1, 1, 1], ["a", "b", "b"], [None, None, None], [True, False, True]])
 def test_cluster_sizes_that_tell_nothing_are_no_trouble(sizes, tmp_path):
     data = pl.DataFrame({"cluster_size": sizes, "x": [1, 2, 3]}, schema_overrides={"x": pl.Int64})
