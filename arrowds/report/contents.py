@@ -83,7 +83,7 @@ def gathered(
         index=facts,
         metrics=shown,
         left_out=left_out,
-        rows=read_rows(index, ids, columns),
+        rows=read_rows(index, [sample_id for sample_id in ids if sample_id < index.num_samples], columns),
         drawn=0 if drawn is None else drawn.height,
         strongest=strongest(numbers, matrix),
         means={} if drawn is None else _means(drawn, shown),

@@ -228,10 +228,11 @@ def test_a_record_of_another_index_or_version_says_so(index, record, tmp_path):
     copied = arrowds.analyze(tmp_path / "more.parquet", column("seqlen"), tmp_path / "copy", progress=False)
     [note] = report(copied, tmp_path, run=tmp_path / "record").notes
     assert note.endswith("from the index of this report.")
-    small = pl.read_parquet(tmp_path / "data.parquet")[:5]
-    other = arrowds.analyze(small, column("seqlen"), tmp_path / "small", progress=False)
-    page = report(other, tmp_path, run=tmp_path / "record", columns=[])
-    assert any("ids that this index does not have" in note for note in page.notes)
+    pl.read_parquet(tmp_path / "data.parquet")[:50].write_parquet(tmp_path / "small.parquet")
+    other = arrowds.analyze(tmp_path / "small.parquet", column("seqlen"), tmp_path / "small", progress=False)
+    page = report(other, tmp_path, run=tmp_path / "record")
+    assert [note for note in page.notes if "ids that this index does not have" in note] == page.notes[1:]
+    assert page.table("section-0", "Lowest")[0]["text"].startswith("row ")
     assert "run-samples" in page.charts and "run-drawn-0" not in page.charts and "run-loss" in page.charts
 
 
