@@ -83,6 +83,21 @@ def test_bars_and_curve_are_those_of_numpy(page, data, name):
     assert scale.get("type") == ("log" if name == "length" else None)
 
 
+def test_what_a_histogram_leaves_out_is_said(tmp_path):
+    values = np.random.default_rng(2).standard_t(1.1, 1000)
+    values[:7] = np.inf, -np.inf, np.inf, np.inf, 1e6, 2e6, -3e6
+    index = arrowds.analyze(pl.DataFrame({"x": values}), column("x"), tmp_path / "index", progress=False)
+    arrowds.write_report(index, tmp_path / "page.html")
+    found = Page(tmp_path / "page.html")
+    bars = found.data("metric-0", 0)
+    finite = values[np.isfinite(values)]
+    below, above = (finite < bars["from"][0]).sum(), (finite > bars["to"][-1]).sum()
+    assert below > 1 and above > 1 and bars["samples"].sum() == len(finite) - below - above
+    assert f"Samples outside, not drawn: {below} below, {above} above." in found.text
+    assert "Infinite values, not drawn: 4." in found.text
+    assert found.table("metrics")[0]["mean"] == "nan"
+
+
 @pytest.mark.parametrize("name", ["clean", "quality", "language", "cluster_size"])
 def test_few_values_are_counted_one_by_one(page, data, name):
     shown = page.data(f"metric-{METRICS.index(name)}", 0)
