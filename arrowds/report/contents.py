@@ -54,9 +54,15 @@ class Report:
 
 
 def gathered(
-    index: Index, names: Sequence[str], columns: Sequence[str] | None, sample: int, run: RunFacts | None
+    index: Index,
+    names: Sequence[str],
+    columns: Sequence[str] | None,
+    sample: int,
+    run: RunFacts | None,
+    *,
+    left_out: int,
 ) -> Report:
-    """Return all that the template shows of some metrics, and of a run."""
+    """Return all that the template shows of some metrics, and of a run; so many metrics are left out."""
     facts = index_facts(index)
     described = {row["name"]: row for row in facts["metrics"]}
     shown = [metric_facts(index[name], described[name], EXTREMES) for name in names]
@@ -76,8 +82,8 @@ def gathered(
     return Report(
         index=facts,
         metrics=shown,
-        left_out=len(index.metrics) - len(shown),
-        rows=read_rows(index, ids, columns),
+        left_out=left_out,
+        rows=read_rows(index, [sample_id for sample_id in ids if sample_id < index.num_samples], columns),
         drawn=0 if drawn is None else drawn.height,
         strongest=strongest(numbers, matrix),
         means={} if drawn is None else _means(drawn, shown),

@@ -79,16 +79,22 @@ def write_report(
         raise ConfigError(f"sample must be at least 1, got {sample}")
     if config is not None and run is None:
         raise ConfigError("the configuration is that of a run, but no run is named; pass run=FOLDER as well")
-    names = list(index)[:MOST_METRICS] if metrics is None else list(dict.fromkeys(metrics))
+    names = _telling(index)[:MOST_METRICS] if metrics is None else list(dict.fromkeys(metrics))
     if len(names) > MOST_METRICS:
         raise ConfigError(
             f"a page has room for {MOST_METRICS} metrics, got {len(names)}; choose with metrics=[...], or write several"
         )
     settings = None if config is None else load_config(config)
     trained = None if run is None else run_facts(Path(run), index, names, config=settings, extremes=EXTREMES)
-    page = rendered(gathered(index, names, columns, sample, trained))
+    left_out = max(0, len(_telling(index)) - MOST_METRICS) if metrics is None else 0
+    page = rendered(gathered(index, names, columns, sample, trained, left_out=left_out))
     with replacing(Path(path)) as draft:
         draft.path.write_text(page, encoding="utf-8")
+
+
+def _telling(index: Index) -> list[str]:
+    """The metrics that are worth a section: ids of other samples are not, where the sizes of clusters are known."""
+    return [name for name in index if name != "duplicate_of" or "cluster_size" not in index]
 
 
 def rendered(report: Report) -> str:

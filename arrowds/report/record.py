@@ -116,7 +116,7 @@ def _some_steps(records: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     if every > 1:
         chosen = records.filter((pl.col("step") - _ends(records)[0]) % every == 0)
         notes.append(f"Batches and what was drawn are those of one step in {every}: {chosen.height:,} samples.")
-    once = chosen.unique(["step", "micro_batch", "rank", "sample_id"], keep="last", maintain_order=True)
+    once = chosen.unique(["step", "micro_batch", "rank", "sample_id"], keep="any", maintain_order=True)
     if once.height < chosen.height:
         notes.append("Steps that a resumed run repeated count once in the charts of batches and of what was drawn.")
     return once, notes

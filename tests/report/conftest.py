@@ -38,7 +38,8 @@ def data() -> pl.DataFrame:
 @pytest.fixture(scope="session")
 def index(data: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> arrowds.Index:
     """The index of two versions, the second one with more samples."""
-    folder = tmp_path_factory.mktemp("report")
+    folder = tmp_path_factory.mktemp("report") / "<i>data"
+    folder.mkdir()
     data[:2000].write_parquet(folder / "0.parquet")
     data[2000:].write_parquet(folder / "1.parquet")
     names = ["length", "loss", "clean", "quality", "language", "cluster_size"]

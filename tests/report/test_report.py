@@ -21,6 +21,9 @@ from arrowds.errors import ConfigError, MissingColumnError, MissingExtraError, U
 from arrowds.metrics import column
 
 METRICS = ["length", "loss", "clean", "quality", "language", "cluster_size"]
+OF_THE_DATA = {"b", "i", "img", "iframe", "link", "base", "object"}
+"""Tags that a page has none of, unless something of the data became one."""
+
 NUMBERS = [name for name in METRICS if name != "language"]
 
 
@@ -81,6 +84,21 @@ def test_bars_and_curve_are_those_of_numpy(page, data, name):
     assert bars["share"].to_list() == curve["share"].to_list()[1:]
     scale = page.charts[f"metric-{METRICS.index(name)}"]["layer"][0]["encoding"]["x"]["scale"]
     assert scale.get("type") == ("log" if name == "length" else None)
+
+
+def test_what_a_histogram_leaves_out_is_said(tmp_path):
+    values = np.random.default_rng(2).standard_t(1.1, 1000)
+    values[:7] = np.inf, -np.inf, np.inf, np.inf, 1e6, 2e6, -3e6
+    index = arrowds.analyze(pl.DataFrame({"x": values}), column("x"), tmp_path / "index", progress=False)
+    arrowds.write_report(index, tmp_path / "page.html")
+    found = Page(tmp_path / "page.html")
+    bars = found.data("metric-0", 0)
+    finite = values[np.isfinite(values)]
+    below, above = (finite < bars["from"][0]).sum(), (finite > bars["to"][-1]).sum()
+    assert below > 1 and above > 1 and bars["samples"].sum() == len(finite) - below - above
+    assert f"Samples outside, not drawn: {below} below, {above} above." in found.text
+    assert "Infinite values, not drawn: 4." in found.text
+    assert found.table("metrics")[0]["mean"] == "nan"
 
 
 @pytest.mark.parametrize("name", ["clean", "quality", "language", "cluster_size"])
@@ -160,6 +178,20 @@ def test_duplicates(page):
     assert rows[0]["text"].startswith("row 0 ")
 
 
+def test_ids_of_duplicates_have_a_section_only_where_it_is_asked_for(tmp_path):
+    data = pl.DataFrame({"duplicate_of": [0, 0, 2, 0], "cluster_size": [3, 3, 1, 3]})
+    metrics = [column(name) for name in data.columns]
+    index = arrowds.analyze(data, metrics, tmp_path / "index", progress=False)
+    arrowds.write_report(index, tmp_path / "page.html")
+    found = Page(tmp_path / "page.html")
+    assert [row["metric"] for row in found.table("metrics")] == ["cluster_size"]
+    assert "in duplicates75.0 %" in found.text.replace("\n", "")
+    assert [row["samples"] for row in found.table("duplicates")] == ["3"]
+    assert not any("room for 40" in note for note in found.notes)
+    arrowds.write_report(index, tmp_path / "page.html", metrics=["duplicate_of"])
+    assert [row["metric"] for row in Page(tmp_path / "page.html").table("metrics")] == ["duplicate_of"]
+
+
 @pytest.mark.parametrize("sizes", [[1, 1, 1], ["a", "b", "b"], [None, None, None], [True, False, True]])
 def test_cluster_sizes_that_tell_nothing_are_no_trouble(sizes, tmp_path):
     data = pl.DataFrame({"cluster_size": sizes, "x": [1, 2, 3]}, schema_overrides={"x": pl.Int64})
@@ -190,7 +222,7 @@ def test_nothing_of_the_data_is_markup(page):
     assert "<" not in page.scripts[0] and "owned" in page.scripts[0]
     assert page.text.count("<script>document.title='owned'</script>") > 20
     assert not [tag for tag, attributes in page.tags if any(name.startswith("on") for name in attributes)]
-    assert not {tag for tag, _ in page.tags} & {"b", "img", "iframe", "link", "base", "object"}
+    assert not {tag for tag, _ in page.tags} & OF_THE_DATA
 
 
 def test_the_page_needs_nothing_from_anywhere_and_runs_its_own_scripts_alone(page):
@@ -219,7 +251,7 @@ def test_data_that_is_gone_leaves_the_rest(index, page, data, tmp_path):
             file.rename(original)
     found = Page(tmp_path / "page.html")
     assert any("can't be shown" in note and "0.parquet" in note for note in found.notes)
-    assert found.charts == page.charts
+    assert found.charts == page.charts and not {tag for tag, _ in found.tags} & OF_THE_DATA
     ids = data.with_row_index("id").sort("length", "id")["id"][:5].to_list()
     assert [int(row["sample"]) for row in found.table(section_of("length"), "Lowest")] == ids
 

@@ -23,7 +23,7 @@ CURRICULUM = {
         "schedule_type": "fixed_linear", "schedule_config": {"total_curriculum_step": 8, "difficulty_step": 4},
     }
 }  # fmt: skip
-GROUPS = {"short": "seqlen <= 16", "long": "seqlen > 16 and kept"}
+GROUPS = {"short": "seqlen <= 16", "kept": "kept"}  # several are true for some samples
 
 
 @pytest.fixture
@@ -137,14 +137,14 @@ def test_what_was_drawn_of_each_metric_and_category(index, record, tmp_path):
 def test_groups_and_budget_of_a_configuration(index, record, tmp_path):
     config = {
         "index": {"path": str(tmp_path / "index")},
-        "mixture": {"groups": GROUPS, "weights": {"short": 1, "long": 1}, "rest": "leave"},
+        "mixture": {"groups": GROUPS, "weights": {"short": 1, "kept": 1}, "rest": "leave"},
         "batches": {"max_tokens": 500},
         "output": "out",
     }
     page = report(index, tmp_path, run=tmp_path / "record", config=config)
     group = (
         pl.when(pl.col("seqlen") <= 16).then(pl.lit("short"))
-        .when(pl.col("kept")).then(pl.lit("long")).otherwise(pl.lit("in no group"))
+        .when(pl.col("kept")).then(pl.lit("kept")).otherwise(pl.lit("in no group"))
     )  # fmt: skip
     shares = page.data("run-group-0")
     for step in (1, 5):
@@ -220,6 +220,35 @@ def test_the_output_of_a_pipeline(tmp_path, record):
     assert ("run-samples" in page.charts) == record
 
 
+def test_difficulties_of_several_metrics_and_losses_that_are_no_numbers(index, tmp_path):
+    steps = list(range(1, 7))
+    (tmp_path / "run").mkdir()
+    nothing = float("nan")
+    losses = pl.DataFrame(
+        {"step": steps, "loss": [3.0, nothing, 2.0, 2.0, 1.0, 1.0], "lr": [0.1] * 6, "tokens": [9] * 6}
+    )
+    losses.write_parquet(tmp_path / "run" / "losses.parquet")
+    difficulties = {"a": [1.0, 1.0, 2.0, 2.0, 2.0, 2.0], "b": [2.0, 2.0, 2.0, 2.0, 2.0, 1.0]}
+    rows = [(step, name, values[step - 1]) for step in steps for name, values in difficulties.items()]
+    table = pl.DataFrame(rows, schema=["step", "metric", "difficulty"], orient="row")
+    table.write_parquet(tmp_path / "run" / "difficulties.parquet")
+    page = report(index, tmp_path, run=tmp_path / "run")
+    assert page.data("run-difficulty-0").rows() == [(1, 1.0), (3, 2.0), (6, 2.0)]
+    assert page.data("run-difficulty-1").rows() == [(1, 2.0), (6, 1.0)]
+    assert page.data("run-loss")["loss"].to_list() == [3.0, None, 2.0, 2.0, 1.0, 1.0]
+
+
+def test_the_largest_losses_are_numbers(index, tmp_path):
+    sampler = arrowds.CurriculumSampler(index, {}, micro_batch_size=8, record=tmp_path / "record")
+    ids = next(iter(sampler))
+    sampler.recorder.add_losses([np.nan, np.inf, 1.0, 5.0, -1.0, np.nan, 3.0, 2.0])
+    sampler.close()
+    rows = report(index, tmp_path, run=tmp_path / "record").table("run", "largest losses")
+    assert [(row["loss"], int(row["sample"])) for row in rows] == [
+        ("5", ids[3]), ("3", ids[6]), ("2", ids[7]), ("1", ids[2]), ("-1", ids[4])
+    ]  # fmt: skip
+
+
 def test_a_record_of_another_index_or_version_says_so(index, record, tmp_path):
     pl.read_parquet(tmp_path / "data.parquet").write_parquet(tmp_path / "more.parquet")
     grown = arrowds.append(tmp_path / "more.parquet", tmp_path / "index", progress=False)
@@ -228,10 +257,11 @@ def test_a_record_of_another_index_or_version_says_so(index, record, tmp_path):
     copied = arrowds.analyze(tmp_path / "more.parquet", column("seqlen"), tmp_path / "copy", progress=False)
     [note] = report(copied, tmp_path, run=tmp_path / "record").notes
     assert note.endswith("from the index of this report.")
-    small = pl.read_parquet(tmp_path / "data.parquet")[:5]
-    other = arrowds.analyze(small, column("seqlen"), tmp_path / "small", progress=False)
-    page = report(other, tmp_path, run=tmp_path / "record", columns=[])
-    assert any("ids that this index does not have" in note for note in page.notes)
+    pl.read_parquet(tmp_path / "data.parquet")[:50].write_parquet(tmp_path / "small.parquet")
+    other = arrowds.analyze(tmp_path / "small.parquet", column("seqlen"), tmp_path / "small", progress=False)
+    page = report(other, tmp_path, run=tmp_path / "record")
+    assert [note for note in page.notes if "ids that this index does not have" in note] == page.notes[1:]
+    assert page.table("section-0", "Lowest")[0]["text"].startswith("row ")
     assert "run-samples" in page.charts and "run-drawn-0" not in page.charts and "run-loss" in page.charts
 
 
