@@ -23,8 +23,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from typer.testing import CliRunner
 
 import arrowds
+from arrowds.cli import app
 from arrowds.errors import IndexExistsError, MetricError, MetricFailedError, MetricValueError
 from arrowds.metrics import from_spec
 from arrowds.metrics import models as metrics
@@ -457,3 +459,15 @@ def test_cuda_that_runs_out_of_memory_goes_on_with_less(caplog):
     values = measured(metrics.loss(model, column="ids", batch_tokens=2000), rows, "ids")
     np.testing.assert_allclose(values, bigram_losses(model.cpu(), rows), rtol=1e-4)
     assert caplog.messages
+
+
+def test_the_command_line_takes_a_model_of_a_folder(folder, tmp_path):
+    pl.DataFrame({"body": [text for text in TEXTS if len(text) > 5]}).write_parquet(tmp_path / "data.parquet")
+    metric = ["--metric", f"bits=models.bits_per_byte:{folder}:body"]
+    arguments = ["analyze", str(tmp_path / "data.parquet"), "-o", str(tmp_path / "index"), *metric]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    expected = metrics.bits_per_byte(folder, column="body").compute(
+        pl.read_parquet(tmp_path / "data.parquet").to_arrow().to_batches()[0], {}
+    )
+    np.testing.assert_allclose(arrowds.open_index(tmp_path / "index")["bits"].values, expected.to_numpy(), rtol=1e-6)
+    assert CliRunner().invoke(app, [*arguments[:-1], "models.none:x"]).exit_code == 2

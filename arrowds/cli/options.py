@@ -38,7 +38,7 @@ Metrics = Annotated[
         "--metric",
         metavar="[NAME=]KIND[:COLUMN]",
         help="seqlen, vocab_rarity or token_counts of a column of token ids (default: input_ids); column:NAME for a "
-        "column as it is; text.n_words and its like of a column of text. Repeatable.",
+        "column as it is; text.n_words and its like, models.loss:FOLDER and its like, of a column of text. Repeatable.",
     ),
 ]
 Expressions = Annotated[
@@ -142,7 +142,11 @@ def _metric(text: str, nulls: Any) -> Metric:
     options: dict[str, Any] = {"name": name} if name else {}
     if kind.startswith("text.") and kind[5:] in metrics.text.measures.MEASURES:
         measure: Callable[..., Metric] = getattr(metrics.text, kind[5:])
-        return measure(column or "text", nulls=nulls, **options)
+        return measure(column=column or "text", nulls=nulls, **options)
+    if kind in ("models.loss", "models.perplexity", "models.bits_per_byte") and column:
+        model, _, column = column.partition(":")
+        by_model: Callable[..., Metric] = getattr(metrics.models, kind[7:])
+        return by_model(model, column=column or "text", nulls=nulls, **options)
     if kind == "column" and column:
         return metrics.column(column, nulls=nulls, **options)
     column = column or "input_ids"
@@ -153,8 +157,8 @@ def _metric(text: str, nulls: Any) -> Metric:
     if kind == "token_counts":
         return metrics.token_counts(column, **options)
     raise typer.BadParameter(
-        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity, token_counts, column:NAME or "
-        "text.n_words and its like, or use --expr",
+        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity, token_counts, column:NAME, "
+        "text.n_words and its like, models.loss:FOLDER and its like, or use --expr",
         param_hint="--metric",
     )
 

@@ -45,6 +45,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     (f"lint a {S3_OPTIONS}", "arrowds.sources.open_source", {"storage_options": S3}),
     ("analyze a -o out --metric x=seqlen:ids", "arrowds.analyze", {"metrics": [("x", "ids")]}),
     ("analyze a -o out --metric x=column:ids", "arrowds.analyze", {"metrics": [("x", "ids")]}),
+    ("analyze a -o out --metric x=text.top_ngram_char_share:body", "arrowds.analyze", {"metrics": [("x", "body")]}),
     ("analyze a -o out --metric x=text.compression_ratio:body", "arrowds.analyze", {"metrics": [("x", "body")]}),
     ("analyze a -o out --metric seqlen", "arrowds.analyze", {"workers": None, "overwrite": False, "resume": True}),
     ("analyze a -o out --metric seqlen --overwrite", "arrowds.analyze", {"overwrite": True}),
