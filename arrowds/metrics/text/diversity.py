@@ -93,23 +93,37 @@ def _num_factors(before: np.ndarray, bounds: np.ndarray, threshold: float) -> np
         share[active] = np.where(has_end, 1.0, shares[np.arange(len(active)), last])
         start[active] = np.where(has_end, at[active], start[active])
         active = active[at[active] < stop[active]]
+    limits = _limits(int((stop - start)[active].max(initial=0)), threshold)
     for text in active.tolist():
         rest = before[at[text] : stop[text]].tolist()
-        ended, share[text] = _factors_of(rest, int(at[text]), int(start[text]), int(types[text]), threshold)
+        ended, share[text] = _factors_of(rest, int(at[text]), int(start[text]), int(types[text]), limits)
         factors[text] += ended
     factors += (1 - share) / (1 - threshold)
     return np.where(factors == 0, 1.0, factors)
 
 
-def _factors_of(before: list[int], at: int, start: int, types: int, threshold: float) -> tuple[int, float]:
-    """Read on word by word; return how many stretches ended, and the share of new words since the last of them."""
-    factors, share = 0, 1.0
+def _factors_of(before: list[int], at: int, start: int, types: int, limits: list[int]) -> tuple[int, float]:
+    """Read on word by word; return how many stretches ended, and the share of new words since the last of them.
+
+    Only a word that has occurred since the start lowers the share. ``limits`` are the most types of n words at the end.
+    """
+    factors = 0
     for place, last in enumerate(before, start=at):
-        types += last < start
-        share = types / (place - start + 1)
-        if share <= threshold:
-            factors, start, types, share = factors + 1, place + 1, 0, 1.0
-    return factors, share
+        if last < start:
+            types += 1
+        elif types <= limits[place - start]:
+            factors, start, types = factors + 1, place + 1, 0
+    read = at + len(before) - start
+    return factors, types / read if read else 1.0
+
+
+def _limits(size: int, threshold: float) -> list[int]:
+    """Return, for 1 to ``size`` words, the most types whose share of them is not above the threshold."""
+    words = np.arange(1, size + 1)
+    most = np.floor(threshold * words).astype(np.int64) + 1
+    while (above := most / words > threshold).any():
+        most -= above
+    return most.tolist()  # type: ignore[no-any-return]
 
 
 def compression_ratio(texts: Passages, codec: str, level: int) -> np.ndarray:

@@ -67,8 +67,8 @@ class Passages:
 
     Attributes:
         texts: the texts, n of them.
-        codes: the code points of all characters, uint8 where all are ASCII, else uint32.
-        bounds: int64 of shape (n + 1,): the characters of text i are ``codes[bounds[i]:bounds[i + 1]]``.
+        utf8: all their bytes, uint8.
+        byte_bounds: int64 of shape (n + 1,): the bytes of text i are ``utf8[byte_bounds[i]:byte_bounds[i + 1]]``.
     """
 
     def __init__(self, texts: pa.Array) -> None:
@@ -78,14 +78,29 @@ class Passages:
         _, offsets, data = texts.buffers()
         first = texts.offset * np.dtype(width).itemsize
         ends = np.frombuffer(offsets, width, len(texts) + 1, first).astype(np.int64)
-        self.byte_bounds = ends - ends[0]
-        self.utf8 = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
-        if not self.utf8.size or self.utf8.max() < _ASCII:
-            self.codes, self.bounds = self.utf8, self.byte_bounds
-        else:
-            self.codes = np.frombuffer(self.utf8.tobytes().decode().encode("utf-32-le"), np.uint32)
-            before = np.concatenate([[0], np.cumsum((self.utf8 & 0xC0) != 0x80)])
-            self.bounds = before[self.byte_bounds]
+        self.byte_bounds: np.ndarray = ends - ends[0]
+        self.utf8: np.ndarray = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+
+    @computed_once
+    def codes(self) -> np.ndarray:
+        """The code points of all characters: uint8 where all are ASCII, else uint32."""
+        if self._is_ascii:
+            return self.utf8
+        found: np.ndarray = np.frombuffer(self.utf8.tobytes().decode().encode("utf-32-le"), np.uint32)
+        return found
+
+    @computed_once
+    def bounds(self) -> np.ndarray:
+        """Where texts begin and end, int64: the characters of text i are ``codes[bounds[i]:bounds[i + 1]]``."""
+        if self._is_ascii:
+            return self.byte_bounds
+        before = np.concatenate([[0], np.cumsum((self.utf8 & 0xC0) != 0x80)])
+        found: np.ndarray = before[self.byte_bounds]
+        return found
+
+    @computed_once
+    def _is_ascii(self) -> bool:
+        return not self.utf8.size or bool(self.utf8.max() < _ASCII)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -6,7 +6,6 @@ the reading of datatrove's ``GopherRepetitionFilter``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,18 +86,20 @@ def top_ngram_chars(texts: Passages, n: int) -> np.ndarray:
 def duplicate_ngram_chars(texts: Passages, n: int) -> np.ndarray:
     """Characters, without spaces, of the n-grams that occurred before; what one covers begins no other."""
     words = texts.words
-    taken = np.array(list(_without_overlap(texts.repeated_ngrams[n - 1], n)), np.int64)
+    taken = np.array(_without_overlap(texts.repeated_ngrams[n - 1], n), np.int64)
     before = np.concatenate([[0], np.cumsum(words.lengths)])
     return np.bincount(words.texts[taken], before[taken + n] - before[taken], minlength=len(texts))
 
 
-def _without_overlap(repeated: Repeated, n: int) -> Iterator[int]:
-    """Yield the n-grams that a reader from left to right has seen before, jumping over each."""
-    seen = bytearray(len(repeated.groups.counts))
+def _without_overlap(repeated: Repeated, n: int) -> list[int]:
+    """Return the n-grams that a reader from left to right has seen before, jumping over each."""
+    seen, taken = bytearray(len(repeated.groups.counts)), []
     free = 0
     for place, group in zip(repeated.places.tolist(), repeated.groups.ids.tolist(), strict=True):
         if place >= free:
             if seen[group]:
-                yield place
+                taken.append(place)
                 free = place + n
-            seen[group] = 1
+            else:
+                seen[group] = 1
+    return taken
