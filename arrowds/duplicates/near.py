@@ -17,8 +17,7 @@ from arrowds.arrays import numpy_view
 from arrowds.duplicates.clusters import joined
 from arrowds.errors import ConfigError, MissingExtraError
 from arrowds.metrics.text.measures import blocks_of
-from arrowds.metrics.text.passages import Passages
-from arrowds.metrics.text.spans import Spans, hash_sums, hashes
+from arrowds.metrics.text.spans import Spans, hash_sums, hashes, ngrams
 
 NUM_PERM = 128
 _SEED = 42
@@ -114,34 +113,18 @@ def _signatures(column: pa.Array, ngram: int) -> Iterator[np.ndarray]:
 
 
 def _shingles(column: pa.Array, ngram: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the hashes of the shingles of some samples, and the bounds of each sample in them."""
+    """Yield the hashes of the shingles of some samples, and the bounds of each sample in them.
+
+    A text without words has one of its own: its characters.
+    """
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         for texts in blocks_of(column):
-            yield _ngrams(_words(texts), texts.plain_words.bounds, ngram, alone=_whole(texts))
+            found, bounds = ngrams(texts.plain_word_hashes, texts.plain_words.bounds, ngram, least=1)
+            without = texts.plain_words.per_text == 0
+            whole = Spans(texts.bounds[:-1], texts.bounds[1:], np.arange(len(texts) + 1))
+            found[bounds[:-1][without]] = texts.hashes_of(whole)[without]
+            yield found, bounds
         return
     lengths = numpy_view(pa.compute.list_value_length(column).fill_null(0)).astype(np.int64)
     tokens = numpy_view(column.flatten()).astype(np.uint64) + np.uint64(1)
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    yield _ngrams(tokens, bounds, ngram, alone=np.zeros(len(lengths), np.uint64))
-
-
-def _words(texts: Passages) -> np.ndarray:
-    return hashes(hash_sums(texts.lower), texts.plain_words)
-
-
-def _whole(texts: Passages) -> np.ndarray:
-    """A number for each text as a whole."""
-    return texts.hashes_of(Spans(texts.bounds[:-1], texts.bounds[1:], np.arange(len(texts) + 1)))
-
-
-def _ngrams(words: np.ndarray, bounds: np.ndarray, ngram: int, *, alone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of the n-grams of each sample, of all its words where these are fewer, else ``alone``."""
-    counts = np.diff(bounds)
-    shingles = np.maximum(counts - ngram + 1, 1)
-    ends = np.concatenate([[0], np.cumsum(shingles)])
-    starts = np.arange(ends[-1]) - np.repeat(ends[:-1] - bounds[:-1], shingles)
-    stops = np.minimum(starts + ngram, np.repeat(bounds[1:], shingles))
-    found = hashes(hash_sums(words), Spans(starts, stops, ends))
-    empty = counts == 0
-    found[ends[:-1][empty]] = alone[empty]
-    return found, ends
+    yield ngrams(tokens, np.concatenate([[0], np.cumsum(lengths)]), ngram, least=1)

@@ -23,7 +23,7 @@ from arrowds.metrics.base import Metric, Nulls, Totals
 from arrowds.metrics.text.diversity import ratio
 from arrowds.metrics.text.measures import blocks_of, texts_of
 from arrowds.metrics.text.passages import Passages
-from arrowds.metrics.text.spans import Spans, hash_sums, hashes, sums
+from arrowds.metrics.text.spans import ngrams, sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class NgramOverlap(Metric):
         return arrow_view(np.concatenate(shares) if shares else np.empty(0), missing=missing)
 
     def _shares(self, passages: Passages) -> np.ndarray:
-        found, bounds = _ngrams(passages, self.n)
+        found, bounds = ngrams(passages.plain_word_hashes, passages.plain_words.bounds, self.n)
         places = np.minimum(np.searchsorted(self.known, found), len(self.known) - 1)
         return ratio(sums(self.known[places] == found, bounds), np.diff(bounds))
 
@@ -90,7 +90,8 @@ def ngram_overlap(
     if isinstance(benchmark, str | Path):
         benchmark = _read(Path(benchmark), benchmark_column)
     texts = pl.Series(benchmark if isinstance(benchmark, pl.Series) else list(benchmark), dtype=pl.String)
-    blocks = [_ngrams(passages, n)[0] for passages in blocks_of(texts.rechunk().to_arrow().cast(pa.large_string()))]
+    passages = blocks_of(texts.rechunk().to_arrow().cast(pa.large_string()))
+    blocks = [ngrams(block.plain_word_hashes, block.plain_words.bounds, n)[0] for block in passages]
     known = np.unique(np.concatenate(blocks)) if blocks else np.empty(0, np.uint64)
     if not len(known):
         raise MetricError(
@@ -121,21 +122,3 @@ def _read(path: Path, column: str) -> pl.Series:
         return readers[path.suffix](path).select(column).collect().to_series()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise MetricError(f"ngram_overlap: can't read column {column!r} of {path}: {error}") from error
-
-
-def _ngrams(texts: Passages, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return hashes of the n-grams of plain words, uint64, and which of them each text has, as bounds."""
-    words = texts.plain_words
-    per_text = np.maximum(words.per_text - n + 1, 0)
-    bounds = np.concatenate([[0], np.cumsum(per_text)])
-    starts = np.arange(bounds[-1]) + np.repeat(words.bounds[:-1] - bounds[:-1], per_text)
-    mixed = _mixed(hashes(hash_sums(texts.lower), words))
-    return hashes(hash_sums(mixed), Spans(starts, starts + n, bounds)), bounds
-
-
-def _mixed(keys: np.ndarray) -> np.ndarray:
-    """Scramble hashes (the finalizer of MurmurHash3): those of words are sums, so that sums of them would collide."""
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        keys = (keys ^ (keys >> np.uint64(33))) * np.uint64(factor)
-    mixed: np.ndarray = keys ^ (keys >> np.uint64(33))
-    return mixed

@@ -160,6 +160,11 @@ class Passages:
         return self.hashes_of(self.words)
 
     @computed_once
+    def plain_word_hashes(self) -> np.ndarray:
+        """Equal for plain words that are equal in lower case: uint64."""
+        return hashes(hash_sums(self.lower), self.plain_words)
+
+    @computed_once
     def equal_words(self) -> Groups:
         """Which words of a text are the same."""
         return equal_in_text(self.words, self.word_hashes)
@@ -167,7 +172,7 @@ class Passages:
     @computed_once
     def equal_plain_words(self) -> Groups:
         """Which plain words of a text are the same in lower case."""
-        return equal_in_text(self.plain_words, hashes(hash_sums(self.lower), self.plain_words))
+        return equal_in_text(self.plain_words, self.plain_word_hashes)
 
     def hashes_of(self, spans: Spans) -> np.ndarray:
         """Return a number for each stretch, equal for equal ones: uint64."""

@@ -134,6 +134,37 @@ def hashes(before: np.ndarray, spans: Spans) -> np.ndarray:
     return found
 
 
+def ngrams(keys: np.ndarray, bounds: np.ndarray, n: int, *, least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return a number for each n consecutive keys of a text, equal for equal ones.
+
+    Args:
+        keys: hashes of words, or token ids, of all texts: uint64.
+        bounds: which of them each text has.
+        n: how many make an n-gram.
+        least: 1 where a text with fewer keys has one n-gram all the same, of all its keys.
+
+    Returns:
+        The numbers, uint64, and which of them each text has, as bounds.
+
+    >>> found, bounds = ngrams(np.array([5, 6, 5, 6, 7], np.uint64), np.array([0, 2, 5]), 2)
+    >>> bool(found[0] == found[1]), bounds.tolist()
+    (True, [0, 1, 3])
+    """
+    counts = np.maximum(np.diff(bounds) - n + 1, least)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    starts = np.arange(ends[-1]) + np.repeat(bounds[:-1] - ends[:-1], counts)
+    stops = np.minimum(starts + n, np.repeat(bounds[1:], counts))
+    return hashes(hash_sums(_mixed(keys)), Spans(starts, stops, ends)), ends
+
+
+def _mixed(keys: np.ndarray) -> np.ndarray:
+    """Scramble keys (the finalizer of MurmurHash3): those of words are sums, so that sums of them would collide."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        keys = (keys ^ (keys >> np.uint64(33))) * np.uint64(factor)
+    mixed: np.ndarray = keys ^ (keys >> np.uint64(33))
+    return mixed
+
+
 def hash_of(text: str) -> int:
     """Return what :func:`hashes` gives for a stretch of this text."""
     whole = Spans(np.array([0]), np.array([len(text)]), np.array([0, 1]))
