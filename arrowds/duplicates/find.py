@@ -12,7 +12,8 @@ import pyarrow as pa
 import xxhash
 
 from arrowds.arrays import numpy_view
-from arrowds.build.api import add_values
+from arrowds.build.api import Progress, add_values
+from arrowds.build.progress import ProgressCallback, reporting
 from arrowds.duplicates.clusters import equal_rows, sizes_of
 from arrowds.duplicates.near import near_roots
 from arrowds.errors import ConfigError, MetricValueError
@@ -33,6 +34,7 @@ def find_duplicates(
     *,
     near: float | None = None,
     ngram: int = 5,
+    progress: Progress = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Index:
     r"""Find the samples that are equal, or nearly so, and commit two metrics that say which.
@@ -50,6 +52,7 @@ def find_duplicates(
         column: the column to compare: strings, or lists of token ids.
         near: None for equal samples alone, or the smallest similarity of near duplicates, such as 0.8.
         ngram: words of a shingle.
+        progress: as for :func:`arrowds.analyze`.
         storage_options: as for :func:`arrowds.open_index`.
 
     Returns:
@@ -72,17 +75,27 @@ def find_duplicates(
     index = open_index(path, storage_options=storage_options)
     if ngram < 1:
         raise ConfigError(f"ngram must be at least 1, got {ngram}")
-    batches = (_checked(batch.column(1), column) for batch in index.data_rows.batches([column]))
-    if near is None:
-        roots = equal_rows(_all_digests(batches, index.num_samples))
-    else:
-        roots = near_roots(batches, index.num_samples, near, ngram)
+    with reporting(index.num_samples, progress) as report:
+        batches = _read(index, column, report)
+        if near is None:
+            roots = equal_rows(_all_digests(batches, index.num_samples))
+        else:
+            roots = near_roots(batches, index.num_samples, near, ngram)
     stays = roots == np.arange(len(roots))
     values = {
         DUPLICATE_OF: np.ma.masked_array(roots.astype(np.uint64), mask=stays),
         CLUSTER_SIZE: sizes_of(roots),
     }
-    return add_values(values, path, refresh=True, storage_options=storage_options)
+    return add_values(values, path, refresh=True, progress=False, storage_options=storage_options)
+
+
+def _read(index: Index, column: str, report: ProgressCallback) -> Iterator[pa.Array]:
+    """Yield a column of the data batch by batch, and report how many rows were handed out."""
+    done = 0
+    for batch in index.data_rows.batches([column]):
+        yield _checked(batch.column(1), column)
+        done += batch.num_rows
+        report(done, index.num_samples)
 
 
 def _checked(values: pa.Array, column: str) -> pa.Array:

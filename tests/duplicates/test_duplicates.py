@@ -199,6 +199,14 @@ def test_finding_again_replaces_and_changes_nothing_when_nothing_changed(tmp_pat
     assert duplicate_of(near) == [None, 0, 0] and near.version == exact.version + 1
 
 
+@pytest.mark.parametrize("near", [None, 0.8])
+def test_progress_is_told_up_to_the_last_row(near, tmp_path):
+    seen = []
+    path = indexed(tmp_path, frame(["a b c", "b"] * 5), 2)
+    arrowds.find_duplicates(path, near=near, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(5, 10), (10, 10)]
+
+
 def test_the_largest_clusters(tmp_path):
     index = arrowds.find_duplicates(indexed(tmp_path, frame(["x", "b", "x", "b", "x", "c", *["b"] * 7])))
     assert largest_clusters(index, 5, ["text"]).rows() == [
