@@ -46,6 +46,7 @@ def find_duplicates(
     Equal samples have the same XXH3 digest of 128 bits. Near duplicates have a Jaccard similarity of their shingles,
     estimated from 128 MinHash values, of at least ``near``; a cluster holds what is connected by such pairs. A shingle
     is ``ngram`` words in lower case without punctuation (``\w+``), or token ids; a text with fewer is one shingle.
+    Meanwhile signatures take some 700 bytes of each sample in the folder for temporary files (``TMPDIR``).
 
     Args:
         path: the folder or URL of an index, whose data are files that it can read again.
@@ -103,6 +104,8 @@ def _checked(values: pa.Array, column: str) -> pa.Array:
         values = values.dictionary_decode()
     if pa.types.is_string_view(values.type):
         values = values.cast(pa.large_string())
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.cast(pa.list_(values.type.value_type))
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     if is_text:
         checked_text(pa.record_batch({column: values}))

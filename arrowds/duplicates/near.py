@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from arrowds.arrays import numpy_view
 from arrowds.duplicates.clusters import joined
@@ -25,6 +26,8 @@ _RECALL = 0.97
 """The share of the pairs at the threshold that have a band in common."""
 
 _PAIRS_AT_ONCE = 1 << 17
+_ROUNDS = 32
+"""Where more than so many samples that are all different have a band in common, not every pair of them is compared."""
 
 
 def near_roots(batches: Iterator[pa.Array], num_samples: int, threshold: float, ngram: int) -> np.ndarray:
@@ -60,12 +63,32 @@ def near_roots(batches: Iterator[pa.Array], num_samples: int, threshold: float, 
             keys[:, missing] = missing  # what is null is like nothing else
         roots = np.arange(num_samples)
         for number in range(bands):
-            for left, right in _candidates(np.asarray(keys[number])):
-                apart = np.flatnonzero(roots[left] != roots[right])  # what is in one cluster already needs no look
-                shares = (signatures[left[apart]] == signatures[right[apart]]).mean(axis=1)
-                similar = apart[shares >= threshold]
-                roots = joined(roots, left[similar], right[similar])
+            _join_similar(roots, np.asarray(keys[number]), signatures, threshold)
         return roots
+
+
+def _join_similar(roots: np.ndarray, keys: np.ndarray, signatures: np.ndarray, threshold: float) -> None:
+    """Join the clusters of samples that have the same key and are similar enough; changes ``roots``.
+
+    In each round the first sample of each key is compared with all others that have it; those that are in its cluster
+    then leave, as it does. So samples that one stranger came before still meet.
+    """
+    members = np.argsort(keys, kind="stable")
+    for _ in range(_ROUNDS):
+        ordered = keys[members]
+        new = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(members)]
+        firsts = np.flatnonzero(new)
+        leaders = members[firsts][np.cumsum(new) - 1]
+        for low in range(0, len(members), _PAIRS_AT_ONCE):
+            left, right = leaders[low : low + _PAIRS_AT_ONCE], members[low : low + _PAIRS_AT_ONCE]
+            apart = np.flatnonzero(roots[left] != roots[right])  # what is in one cluster already needs no look
+            shares = (signatures[left[apart]] == signatures[right[apart]]).mean(axis=1)
+            similar = apart[shares >= threshold]
+            joined(roots, left[similar], right[similar])
+        left_over = roots[leaders] != roots[members]
+        members = members[left_over]
+        if len(members) < 2:
+            return
 
 
 def rows_of_a_band(threshold: float) -> int:
@@ -86,19 +109,6 @@ def _band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
     flat = np.ascontiguousarray(signatures[:, : bands * rows]).reshape(-1)
     whole = Spans(starts, starts + rows, np.array([0, len(starts)]))
     return hashes(hash_sums(flat), whole).reshape(len(signatures), bands)
-
-
-def _candidates(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of samples with the same key: each with the first one and with the one before it."""
-    order = np.argsort(keys, kind="stable")
-    ascending = keys[order]
-    same = np.flatnonzero(ascending[1:] == ascending[:-1]) + 1
-    starts = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
-    first = order[starts[np.searchsorted(starts, same, side="right") - 1]]
-    for low in range(0, len(same), _PAIRS_AT_ONCE):
-        some = slice(low, low + _PAIRS_AT_ONCE)
-        yield first[some], order[same[some]]
-        yield order[same[some] - 1], order[same[some]]
 
 
 def _signatures(column: pa.Array, ngram: int) -> Iterator[np.ndarray]:
@@ -125,6 +135,6 @@ def _shingles(column: pa.Array, ngram: int) -> Iterator[tuple[np.ndarray, np.nda
             found[bounds[:-1][without]] = texts.hashes_of(whole)[without]
             yield found, bounds
         return
-    lengths = numpy_view(pa.compute.list_value_length(column).fill_null(0)).astype(np.int64)
+    lengths = numpy_view(pc.list_value_length(column).fill_null(0)).astype(np.int64)
     tokens = numpy_view(column.flatten()).astype(np.uint64) + np.uint64(1)
     yield ngrams(tokens, np.concatenate([[0], np.cumsum(lengths)]), ngram, least=1)

@@ -21,7 +21,7 @@ import arrowds
 from arrowds.cli import app
 from arrowds.duplicates import largest_clusters
 from arrowds.duplicates.clusters import joined
-from arrowds.duplicates.near import NUM_PERM, rows_of_a_band
+from arrowds.duplicates.near import NUM_PERM, _join_similar, rows_of_a_band
 from arrowds.errors import ArrowdsWarning, ConfigError, MetricError, MetricValueError, MissingColumnError
 
 
@@ -75,6 +75,11 @@ def test_equal_lists_of_tokens(tmp_path):
     index = arrowds.find_duplicates(indexed(tmp_path, data, 2), "ids")
     assert duplicate_of(index) == [None, None, 0, None, None, 3, None]
     near = arrowds.find_duplicates(tmp_path / "index", "ids", near=0.9, ngram=2)
+    fixed = data.select(
+        ids=pl.Series([[1, 2], [3, 4], [1, 2]] + [[5, 6]] * 4, dtype=pl.Array(pl.Int32, 2)), number="number"
+    )
+    (tmp_path / "fixed").mkdir()
+    assert duplicate_of(arrowds.find_duplicates(indexed(tmp_path / "fixed", fixed), "ids"))[:4] == [None, None, 0, None]
     assert duplicate_of(near)[2] == 0
 
 
@@ -125,6 +130,36 @@ def test_near_duplicates_are_those_of_their_shingles_and_of_datasketch(copies, t
     assert similar > 50
     assert 0.8 < found / similar < 1.4  # clusters also hold what a third sample connects
     assert roots[-6:] == [len(copies) - 6] * 2 + [len(copies) - 4] * 2 + [len(copies) - 2, len(copies) - 1]
+
+
+@pytest.mark.parametrize("near", [0.3, 0.5])
+def test_low_similarities_in_bands_that_strangers_share(near, tmp_path):
+    draw = random.Random(5)
+    texts = []
+    for _ in range(300):
+        words = [f"w{draw.randrange(40)}" for _ in range(60)]  # few words, so that strangers have bands in common
+        copy = [word if draw.random() < 0.9 else f"w{draw.randrange(40)}" for word in words]
+        texts += [" ".join(words), " ".join(copy)]
+    draw.shuffle(texts)
+    found = arrowds.find_duplicates(indexed(tmp_path, frame(texts)), near=near, ngram=1)
+    roots = [number if of is None else of for number, of in enumerate(duplicate_of(found))]
+    sets = [shingles(text, 1) for text in texts]
+    alike = [
+        (left, right)
+        for left, right in combinations(range(len(texts)), 2)
+        if similarity(sets[left], sets[right]) > near + 0.15
+    ]
+    assert len(alike) > 200
+    assert [pair for pair in alike if roots[pair[0]] != roots[pair[1]]] == []
+
+
+def test_samples_meet_although_strangers_come_first():
+    signatures = np.random.default_rng(0).integers(0, 1 << 30, (7, NUM_PERM)).astype(np.uint32)
+    signatures[[3, 6]] = signatures[1]
+    signatures[5] = signatures[2]
+    roots = np.arange(7)
+    _join_similar(roots, np.zeros(7, np.uint64), signatures, 0.5)
+    assert roots.tolist() == [0, 1, 2, 1, 4, 2, 1]
 
 
 def test_unrelated_texts_are_no_duplicates(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from arrowds.arrays import arrow_view, numpy_view
 from arrowds.batch import Batch, column
@@ -163,7 +164,7 @@ def texts_of(batch: Batch, name: str) -> pa.Array:
 def blocks_of(texts: pa.Array) -> Iterator[Passages]:
     """Yield texts as passages of about a megabyte; nulls are empty texts."""
     filled = texts.fill_null("") if texts.null_count else texts
-    sizes = np.cumsum(numpy_view(pa.compute.binary_length(filled)), dtype=np.int64)
+    sizes = np.cumsum(numpy_view(pc.binary_length(filled)), dtype=np.int64)
     start = 0
     while start < len(filled):
         before = sizes[start - 1] if start else 0
@@ -175,4 +176,4 @@ def blocks_of(texts: pa.Array) -> Iterator[Passages]:
 
 def _joined(pieces: list[pa.Array], dtype: pa.DataType | None, missing: np.ndarray | None) -> pa.Array:
     values = pa.concat_arrays(pieces) if pieces else pa.array([], dtype)
-    return values if missing is None else pa.compute.if_else(arrow_view(~missing), values, pa.scalar(None, values.type))
+    return values if missing is None else pc.if_else(arrow_view(~missing), values, pa.scalar(None, values.type))
