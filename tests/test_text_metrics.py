@@ -19,8 +19,10 @@ from datatrove.utils.text import TERMINAL_PUNCTUATION
 from hypothesis import given
 from hypothesis import strategies as st
 from lexicalrichness import LexicalRichness
+from typer.testing import CliRunner
 
 import arrowds
+from arrowds.cli import app
 from arrowds.errors import MetricError, MetricValueError
 from arrowds.metrics import from_spec, text
 from arrowds.metrics.text import rules
@@ -178,3 +180,8 @@ def test_zlib_slices_and_large_strings():
     with pytest.raises(MetricValueError, match="reads text"):
         metric.compute(pa.record_batch({"text": [1]}), {})
     assert np.isfinite(metric.compute(pa.record_batch({"text": [""]}), {}).to_numpy()).all()
+
+
+def test_a_misspelt_measure_on_the_command_line_gets_those_that_are_meant():
+    said = CliRunner().invoke(app, ["analyze", "a", "-o", "b", "--metric", "text.nwords"])
+    assert said.exit_code == 2 and "did you mean text.n_words" in " ".join(said.output.replace("│", " ").split())

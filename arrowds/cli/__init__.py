@@ -89,7 +89,7 @@ def _show_warning(  # noqa: PLR0917  # the arguments of warnings.showwarning
 ) -> None:
     """Print a warning of the library as one line; those of other packages as Python does."""
     if issubclass(category, ArrowdsWarning):
-        print(f"arrowds: warning: {messages.one_line(str(message))}", file=sys.stderr)
+        print(f"arrowds: warning: {messages.one_line(messages.spelled(str(message)))}", file=sys.stderr)
     else:
         _show_of_python(message, category, filename, lineno, file, line)
 

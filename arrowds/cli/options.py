@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import shutil
@@ -156,8 +157,10 @@ def _metric(text: str, nulls: Any) -> Metric:
         return metrics.vocab_rarity(column, nulls=nulls, **options)
     if kind == "token_counts":
         return metrics.token_counts(column, **options)
+    close = difflib.get_close_matches(kind, [f"text.{name}" for name in metrics.text.measures.MEASURES], n=3)
+    meant = f"did you mean {', '.join(close)}? Or " if close else ""
     raise typer.BadParameter(
-        f"{text!r}: there is no metric {kind!r}; choose seqlen, vocab_rarity, token_counts, column:NAME, "
+        f"{text!r}: there is no metric {kind!r}; {meant}choose seqlen, vocab_rarity, token_counts, column:NAME, "
         "text.n_words and its like, models.loss:FOLDER and its like, or use --expr",
         param_hint="--metric",
     )

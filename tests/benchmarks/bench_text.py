@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--corpus", choices=["library", "licences"], default="library")
+    parser.add_argument("--only", metavar="MEASURE", help="nothing but this one")
     parser.add_argument("--datatrove-megabytes", type=float, default=2)
     given = parser.parse_args()
     sources = CORPORA[given.corpus]()
@@ -86,7 +87,10 @@ def main() -> None:
     print(f"{'zstandard alone':30} {size / peer:8.1f} MB/s")
     every = list(text.measures.MEASURES)
     speeds = {}
-    for name, chosen in {**{name: [name] for name in every}, RULES_TOGETHER: RULES, "all in one pass": every}.items():
+    contenders = {**{name: [name] for name in every}, RULES_TOGETHER: RULES, "all in one pass": every}
+    if given.only:
+        contenders = {given.only: [given.only]}
+    for name, chosen in contenders.items():
         metrics = [getattr(text, each)() for each in chosen]
 
         def analyze(metrics: list[arrowds.metrics.Metric] = metrics) -> None:
@@ -97,7 +101,7 @@ def main() -> None:
         beside = f", {took / peer:.2f} of zstandard's time" if name == "compression_ratio" else ""
         speeds[name] = size / took
         print(f"{name:30} {size / took:8.1f} MB/s{beside}", flush=True)
-    for splitting in ("spaCy", "white space"):
+    for splitting in () if given.only else ("spaCy", "white space"):
         theirs = datatrove_speed(sources, given.datatrove_megabytes * 1e6, splitting)
         times = speeds[RULES_TOGETHER] / theirs
         print(f"datatrove, words by {splitting:11} {theirs:7.2f} MB/s; arrowds {times:.1f} times")

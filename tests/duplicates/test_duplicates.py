@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 import sysconfig
 from itertools import combinations
 from pathlib import Path
@@ -263,6 +265,11 @@ def test_the_command_finds_and_lists(tmp_path):
     assert json.loads(answer) == {"sample_id": 1, "cluster_size": 3, "duplicates": [3, 4], "text": "b"}
     assert CliRunner().invoke(app, [*arguments, "--csv"]).output.splitlines()[1] == '1,3,"[3,4]",b'
     assert CliRunner().invoke(app, [*arguments, "--near", "0.8"]).exit_code == 2
+    frame(["new"]).write_parquet(tmp_path / "data-7.parquet")
+    program = Path(sys.executable).with_name("arrowds")
+    append = [program, "append", tmp_path / "data-7.parquet", "-o", path]
+    said = subprocess.run(append, capture_output=True, text=True, check=True).stderr
+    assert "find duplicates again (arrowds duplicates INDEX --find)" in said
 
 
 def test_wrong_columns_and_options(tmp_path):
