@@ -42,6 +42,21 @@ def column(batch: Batch, name: str) -> pa.Array:
     return as_arrow(batch[name])
 
 
+def plain(values: pa.Array) -> pa.Array:
+    """Return dictionaries and views of strings as what they stand for, and fixed-size lists as lists.
+
+    >>> plain(pa.array(["a", "b", "a"]).dictionary_encode()).type
+    DataType(string)
+    """
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_string_view(values.type):
+        values = values.cast(pa.large_string())
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.cast(pa.list_(values.type.value_type))
+    return values
+
+
 def as_record_batch(batch: Batch, columns: Sequence[str] | None = None) -> pa.RecordBatch:
     """Return a batch, or some fields of it, as a record batch; one that is no mapping becomes the column ``value``.
 

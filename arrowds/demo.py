@@ -6,12 +6,10 @@ import ast
 import sysconfig
 import tokenize
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -64,7 +62,7 @@ def run_demo(folder: Path, *, library: Path | None = None) -> Demo:
         metrics.expr("bytes", pl.col("text").str.len_bytes()),
         metrics.seqlen("input_ids", name="tokens"),
         metrics.vocab_rarity("input_ids"),
-        metrics.function("compression_ratio", compression_ratio, dtype="float32", columns=["text"]),
+        metrics.text.compression_ratio(codec="zlib"),
         metrics.token_counts("input_ids"),
     ]
     return Demo(data=data, index=analyze(data, wanted, folder / "index", overwrite=True))
@@ -121,9 +119,3 @@ def _token_ids(texts: pl.Series) -> pa.Array:
     words = texts.str.extract_all(_TOKEN).to_arrow()
     ids = words.flatten().dictionary_encode().indices
     return pa.LargeListArray.from_arrays(words.offsets, ids)
-
-
-def compression_ratio(batch: pa.RecordBatch) -> np.ndarray:
-    """Return how many times smaller zlib makes each text: high for repetitive text."""
-    texts = [text.encode() for text in batch.column("text").to_pylist()]
-    return np.array([len(text) / len(zlib.compress(text, 1)) for text in texts], np.float32)

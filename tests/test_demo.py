@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import textwrap
-import zlib
 
 import duckdb
-import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
-from arrowds.demo import compression_ratio, read_functions, run_demo
+from arrowds.demo import read_functions, run_demo
 from arrowds.errors import IndexExistsError, SourceError
 
 MODULE = '''\
@@ -71,12 +68,6 @@ def test_equal_words_have_equal_ids(library):
     assert len(words) == rows.height
     pairs = set(zip(words, rows["input_ids"].to_list(), strict=True))
     assert len(pairs) == len(set(words)) == rows["input_ids"].n_unique()
-
-
-def test_compression_ratio_is_zlibs():
-    texts = ["a" * 1000, "é", "def f(): pass"]
-    expected = [len(t.encode()) / len(zlib.compress(t.encode(), 1)) for t in texts]
-    assert np.allclose(compression_ratio(pa.record_batch({"text": texts})), expected)
 
 
 def test_demo_can_be_run_again_and_answers_its_query(library, tmp_path):

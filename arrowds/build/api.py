@@ -199,7 +199,7 @@ def add_metrics(
 
 def add_values(
     values: Mapping[str, Any],
-    path: str | PathLike[str],
+    index: str | PathLike[str] | Index,
     *,
     refresh: bool = False,
     workers: int | None = None,
@@ -213,7 +213,8 @@ def add_values(
     Args:
         values: by name, one value for each sample in the order of ids: numbers, bools, or strings as categories, in an
             array, a masked array, a Polars series or an Arrow array. Null, NaN and masked samples have no value.
-        path: the folder or URL of the index.
+        index: its folder or URL; or the open index that the values were computed for, so that they are refused when
+            other samples were committed meanwhile.
         refresh: replace metrics that the index has already.
         workers: as for :func:`analyze`.
         progress: as for :func:`analyze`.
@@ -225,6 +226,7 @@ def add_values(
     Raises:
         IndexExistsError: when the index has a metric of that name, without ``refresh``.
         MetricError: when there is not one value for each sample.
+        IndexChangedError: when the index has other samples now than the open one.
 
     >>> import arrowds, polars as pl, pyarrow as pa, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -234,8 +236,12 @@ def add_values(
     (['x', 'score'], [1])
     """
     with engine_named("local", workers) as running:
-        store = open_store(path, options_for(storage_options, None, path)[1])
-        plan = plan_values(store, manifests.load(store), values, refresh=refresh)
+        if isinstance(index, Index):
+            store, base = index.store, index.manifest
+        else:
+            store = open_store(index, options_for(storage_options, index)[0])
+            base = manifests.load(store)
+        plan = plan_values(store, base, values, refresh=refresh)
         return run(plan, store, running, resume=True, progress=progress)
 
 

@@ -75,7 +75,7 @@ def next_snapshot(plan: BuildPlan, measured: Measured, newest: Manifest | None) 
     if newest is None:
         raise IndexChangedError(f"{plan.store.url} has no snapshot any more")
     if plan.operation == "append":
-        newest = _without_given(newest)
+        newest = newest.without_given()
         if definitions(newest) != definitions(measured) or not _is_defined_with(newest, plan.basis):
             raise IndexChangedError(f"the metrics of {plan.store.url} were changed by another run")
         return _appended(newest, measured)
@@ -84,16 +84,6 @@ def next_snapshot(plan: BuildPlan, measured: Measured, newest: Manifest | None) 
             f"samples were added to {plan.store.url} while its metrics were measured; run again with all of the data"
         )
     return _with_metrics(newest, measured)
-
-
-def _without_given(base: Manifest) -> Manifest:
-    """Return a snapshot without the metrics whose values were handed over: nothing tells those of more samples."""
-    kept = {name: entry for name, entry in base.metrics.items() if not entry.is_given}
-    segments = tuple(
-        segment.model_copy(update={"columns": {name: segment.columns[name] for name in kept}})
-        for segment in base.segments
-    )
-    return base.model_copy(update={"metrics": kept, "segments": segments})
 
 
 def _is_defined_with(snapshot: Manifest, basis: Mapping[str, np.ndarray]) -> bool:

@@ -76,7 +76,9 @@ def plan_append(
     opened = open_new_files(source, known, compare_content=compare_content, storage_options=storage_options)
     if opened is None:
         return base
-    wanted = checked_metrics(opened, metrics_of(_without_given(store, base), metrics))
+    _warn_of_given(store, base)
+    base = base.without_given()
+    wanted = checked_metrics(opened, metrics_of(base, metrics))
     basis = {
         name: read_total(store, name, item.total)
         for entry in base.metrics.values()
@@ -85,11 +87,11 @@ def plan_append(
     return _plan_segments(store, "append", opened, wanted, basis=basis)
 
 
-def _without_given(store: Store, base: Manifest) -> Manifest:
-    """Return a snapshot without the metrics whose values were handed over, and warn of them.
+def _warn_of_given(store: Store, base: Manifest) -> None:
+    """Warn of the metrics whose values were handed over, which an append leaves out.
 
     Raises:
-        MetricError: when it has no others.
+        MetricError: when there are no others.
     """
     given = [name for name, entry in base.metrics.items() if entry.is_given]
     if given and len(given) == len(base.metrics):
@@ -101,7 +103,6 @@ def _without_given(store: Store, base: Manifest) -> Manifest:
             ArrowdsWarning,
             stacklevel=2,
         )
-    return base.model_copy(update={"metrics": {k: v for k, v in base.metrics.items() if k not in given}})
 
 
 def plan_more_metrics(

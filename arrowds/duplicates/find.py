@@ -12,6 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from arrowds.arrays import numpy_view
+from arrowds.batch import plain
 from arrowds.build.api import Progress, add_values
 from arrowds.build.progress import ProgressCallback, reporting
 from arrowds.duplicates.clusters import equal_rows, sizes_of
@@ -87,7 +88,7 @@ def find_duplicates(
         DUPLICATE_OF: np.ma.masked_array(roots.astype(np.uint64), mask=stays),
         CLUSTER_SIZE: sizes_of(roots),
     }
-    return add_values(values, path, refresh=True, progress=False, storage_options=storage_options)
+    return add_values(values, index, refresh=True, progress=False)
 
 
 def _read(index: Index, column: str, report: ProgressCallback) -> Iterator[pa.Array]:
@@ -100,12 +101,7 @@ def _read(index: Index, column: str, report: ProgressCallback) -> Iterator[pa.Ar
 
 
 def _checked(values: pa.Array, column: str) -> pa.Array:
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_string_view(values.type):
-        values = values.cast(pa.large_string())
-    if pa.types.is_fixed_size_list(values.type):
-        values = values.cast(pa.list_(values.type.value_type))
+    values = plain(values)
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     if is_text:
         checked_text(pa.record_batch({column: values}))

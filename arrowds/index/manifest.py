@@ -240,6 +240,15 @@ class Manifest(_Frozen):
             found |= {paths.total(name, basis.total.key): basis.total.file for name, basis in metric.basis.items()}
         return found
 
+    def without_given(self) -> Manifest:
+        """Return the same without metrics whose values were handed over: nothing tells those of more samples."""
+        kept = {name: entry for name, entry in self.metrics.items() if not entry.is_given}
+        segments = tuple(
+            segment.model_copy(update={"columns": {name: segment.columns[name] for name in kept}})
+            for segment in self.segments
+        )
+        return self.model_copy(update={"metrics": kept, "segments": segments})
+
     def fingerprint(self, metrics: Iterable[str] | None = None) -> str:
         """A digest (32 hexadecimal digits) of the data and of the values of some metrics, by default of all.
 

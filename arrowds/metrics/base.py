@@ -115,3 +115,14 @@ class Metric(ABC):
     def spec(self) -> Spec | None:
         """Return what :func:`from_spec` rebuilds the metric from; None where only the user's code can."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnMetric(Metric):
+    """A metric that reads one column."""
+
+    column: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)

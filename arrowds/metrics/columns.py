@@ -7,31 +7,23 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from arrowds.batch import Batch
+from arrowds.batch import Batch, plain
 from arrowds.batch import column as column_of
 from arrowds.errors import MetricError
-from arrowds.metrics.base import Metric, Nulls, Spec, Totals
+from arrowds.metrics.base import ColumnMetric, Metric, Nulls, Spec, Totals
 from arrowds.metrics.expressions import checked_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column(Metric):
+class Column(ColumnMetric):
     """The values of one column."""
-
-    column: str
 
     in_threads: ClassVar[bool] = True
     categorical: ClassVar[bool] = True
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
-
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
-        values = column_of(batch, self.column)
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        if pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type):
+        values = plain(column_of(batch, self.column))
+        if pa.types.is_large_string(values.type):
             values = values.cast(pa.string())
         if pa.types.is_string(values.type):
             checked_text(pa.record_batch({self.column: values}))

@@ -12,23 +12,17 @@ import pyarrow.compute as pc
 from arrowds.arrays import arrow_view, numpy_view
 from arrowds.batch import Batch, column
 from arrowds.errors import MetricValueError
-from arrowds.metrics.base import Kind, Metric, Nulls, Spec, Totals
+from arrowds.metrics.base import ColumnMetric, Kind, Metric, Nulls, Spec, Totals
 from arrowds.schema import value_type
 
 _LARGEST_TOKEN_ID = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TokenMetric(Metric):
+class _TokenMetric(ColumnMetric):
     """A metric of the token ids in one list column."""
 
-    column: str
-
     in_threads: ClassVar[bool] = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
 
     def definition(self) -> str:
         return f"{type(self).__name__.lower()}({self.column}, {self.dtype}, nulls={self.nulls})"

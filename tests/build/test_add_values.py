@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arrowds
-from arrowds.errors import IndexExistsError
+from arrowds.errors import IndexChangedError, IndexExistsError
 
 TYPES = ["int8", "uint8", "int16", "uint32", "int64", "uint64", "float32", "float64", "bool"]
 
@@ -75,3 +75,14 @@ def test_a_name_that_is_taken_needs_refresh(path):
     with pytest.raises(IndexExistsError, match="refresh=True"):
         arrowds.add_values({"taken": np.ones(50)}, path, progress=False)
     assert arrowds.add_values({"taken": np.ones(50)}, path, refresh=True, progress=False)["taken"].min() == 1
+
+
+def test_values_for_an_open_index_are_refused_when_it_has_other_samples_now(tmp_path):
+    metric = arrowds.metrics.column("x")
+    index = arrowds.analyze(pl.DataFrame({"x": [1, 2, 3]}), metric, tmp_path / "index", progress=False)
+    arrowds.analyze(pl.DataFrame({"x": [7, 8, 9]}), metric, tmp_path / "index", overwrite=True, progress=False)
+    with pytest.raises(IndexChangedError):
+        arrowds.add_values({"score": [0, 1, 2]}, index, progress=False)
+    newest = arrowds.open_index(tmp_path / "index")
+    assert newest.metrics == ["x"]
+    assert arrowds.add_values({"score": [0, 1, 2]}, newest, progress=False)["score"].values.tolist() == [0, 1, 2]

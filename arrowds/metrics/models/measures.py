@@ -15,7 +15,7 @@ from arrowds.arrays import arrow_view
 from arrowds.batch import Batch
 from arrowds.digests import CallableDigest
 from arrowds.errors import MetricError, MetricValueError
-from arrowds.metrics.base import Metric, Spec, Totals
+from arrowds.metrics.base import ColumnMetric, Metric, Spec, Totals
 from arrowds.metrics.models.checkpoints import (
     loaded_model,
     loaded_tokenizer,
@@ -38,11 +38,10 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelMetric(Metric):
+class ModelMetric(ColumnMetric):
     """One of :data:`MEASURES` of a column of text or token ids; see the functions of :mod:`arrowds.metrics.models`."""
 
     measure: str
-    column: str
     model: Any
     other: Any = None
     tokenizer: Any = None
@@ -55,10 +54,6 @@ class ModelMetric(Metric):
     digests: Mapping[str, CallableDigest] = field(default_factory=dict, compare=False)
 
     alone: ClassVar[bool] = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
 
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
         return next(self.compute_together([self], batch, totals))

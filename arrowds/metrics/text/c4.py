@@ -13,10 +13,9 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from arrowds.metrics.text.diversity import ratio
 from arrowds.metrics.text.passages import Passages, computed_together
 from arrowds.metrics.text.quality import verdicts
-from arrowds.metrics.text.spans import Spans, covered, sums, values_at
+from arrowds.metrics.text.spans import Spans, covered, ratio, sums, values_at
 
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")

@@ -19,27 +19,21 @@ import xxhash
 from arrowds.arrays import arrow_view, numpy_view
 from arrowds.batch import Batch
 from arrowds.errors import MetricError
-from arrowds.metrics.base import Metric, Nulls, Totals
-from arrowds.metrics.text.diversity import ratio
+from arrowds.metrics.base import ColumnMetric, Metric, Nulls, Totals
 from arrowds.metrics.text.measures import blocks_of, texts_of
 from arrowds.metrics.text.passages import Passages
-from arrowds.metrics.text.spans import ngrams, sums
+from arrowds.metrics.text.spans import ngrams, ratio, sums
 
 
 @dataclass(frozen=True, kw_only=True)
-class NgramOverlap(Metric):
+class NgramOverlap(ColumnMetric):
     """The share of a text's n-grams that occur in a benchmark, see :func:`ngram_overlap`."""
 
-    column: str
     n: int
     digest: str
     known: np.ndarray = field(compare=False, repr=False)
 
     in_threads: ClassVar[bool] = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
 
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
         texts = texts_of(batch, self.column)

@@ -11,19 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from arrowds.metrics.text.passages import Passages, computed_together
-from arrowds.metrics.text.spans import hash_of, previous, sums
+from arrowds.metrics.text.spans import previous, ratio
 
 _WINDOW = 128
 """Words that are looked at together when a factor of MTLD is sought: one has 50 to 120 in most prose."""
 
 _FEW_TEXTS = 24
 """Fewer texts are read faster word by word than together."""
-
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Part / whole as float64, 0 where the whole is."""
-    shares: np.ndarray = np.where(whole > 0, part / np.maximum(whole, 1), 0.0)
-    return shares
 
 
 def type_token_ratio(texts: Passages) -> np.ndarray:
@@ -139,14 +133,3 @@ def _compressor(codec: str, level: int) -> Callable[[Any], int]:
         return lambda text: len(zlib.compress(text, level))
     zstd = pa.Codec("zstd", compression_level=level)
     return lambda text: zstd.compress(pa.py_buffer(text)).size
-
-
-@computed_together
-def stop_word_counts(texts: Passages, stop_words: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many words of each text are in a list, and how many of the list each text has."""
-    total, different = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
-    for word in dict.fromkeys(stop_words.split()):
-        occurring = sums(texts.word_hashes == np.uint64(hash_of(word)), texts.words.bounds)
-        total += occurring
-        different += occurring > 0
-    return total, different

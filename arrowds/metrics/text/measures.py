@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arrowds.arrays import arrow_view, numpy_view
-from arrowds.batch import Batch, column
+from arrowds.batch import Batch, column, plain
 from arrowds.errors import MetricValueError
-from arrowds.metrics.base import Metric, Nulls, Spec, Totals
+from arrowds.metrics.base import ColumnMetric, Metric, Nulls, Spec, Totals
 from arrowds.metrics.expressions import checked_text
 from arrowds.metrics.text import c4, diversity, quality, readability, repetition
 from arrowds.metrics.text.characters import DIGIT, LETTER, SPACE, UPPER
-from arrowds.metrics.text.diversity import ratio
 from arrowds.metrics.text.passages import Passages
+from arrowds.metrics.text.spans import ratio
 from arrowds.schema import CATEGORY
 
 _BLOCK_BYTES, _BLOCK_TEXTS = 1 << 20, 1 << 14
@@ -43,7 +43,7 @@ MEASURES: Mapping[str, tuple[pa.DataType, Measure]] = {
     "symbol_share": (_SHARE, lambda texts: ratio(texts.count(~texts.has(LETTER | DIGIT | SPACE)), texts.num_chars)),
     "stop_word_share": (
         _SHARE,
-        lambda texts, stop_words: ratio(diversity.stop_word_counts(texts, stop_words)[0], texts.words.per_text),
+        lambda texts, stop_words: ratio(quality.stop_word_counts(texts, stop_words)[0], texts.words.per_text),
     ),
     "type_token_ratio": (_SHARE, diversity.type_token_ratio),
     "hapax_share": (_SHARE, diversity.hapax_share),
@@ -85,18 +85,13 @@ MEASURES: Mapping[str, tuple[pa.DataType, Measure]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextMetric(Metric):
+class TextMetric(ColumnMetric):
     """One of :data:`MEASURES` of a column of strings; see the functions of :mod:`arrowds.metrics.text`."""
 
-    column: str
     measure: str
     options: tuple[tuple[str, int | float | str], ...] = field(default=())
 
     in_threads: ClassVar[bool] = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
 
     def compute(self, batch: Batch, totals: Totals) -> pa.Array:
         return next(self.compute_together([self], batch, totals))
@@ -149,12 +144,8 @@ def text_metric(measure: str, column: str, name: str | None, nulls: Nulls, **opt
 
 
 def texts_of(batch: Batch, name: str) -> pa.Array:
-    """Return a column of valid UTF-8 without any bytes under nulls."""
-    texts = column(batch, name)
-    if pa.types.is_dictionary(texts.type):
-        texts = texts.dictionary_decode()
-    if pa.types.is_string_view(texts.type):
-        texts = texts.cast(pa.large_string())
+    """Return a column of strings, which are valid UTF-8."""
+    texts = plain(column(batch, name))
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
         raise MetricValueError(f"metrics.text reads text, but column {name!r} has type {texts.type}")
     checked_text(pa.record_batch({name: texts}))

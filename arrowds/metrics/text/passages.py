@@ -125,11 +125,8 @@ class Passages:
 
     def are(self, character: str) -> np.ndarray:
         """Whether each character is this one."""
-        return self.codes == ord(character) if ord(character) < _ASCII or self.codes.itemsize > 1 else self._none
-
-    @property
-    def _none(self) -> np.ndarray:
-        return np.zeros(len(self.codes), np.bool_)
+        chosen: np.ndarray = self.codes == ord(character)
+        return chosen
 
     def count(self, chosen: np.ndarray) -> np.ndarray:
         """Return how many of the chosen characters each text has."""

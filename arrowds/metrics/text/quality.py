@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from arrowds.metrics.text.characters import TERMINAL
-from arrowds.metrics.text.diversity import ratio, stop_word_counts
 from arrowds.metrics.text.passages import Passages, computed_together
 from arrowds.metrics.text.repetition import (
     duplicate_lines,
@@ -21,7 +20,7 @@ from arrowds.metrics.text.repetition import (
     duplicate_paragraphs,
     top_ngram_chars,
 )
-from arrowds.metrics.text.spans import Spans, sums, values_at
+from arrowds.metrics.text.spans import Spans, hash_of, ratio, sums, values_at
 
 PASS = "pass"
 GOPHER_STOP_WORDS = "the be to of and that have with"
@@ -99,6 +98,17 @@ def ellipsis_line_share(texts: Passages) -> np.ndarray:
 def alphabetic_word_share(texts: Passages) -> np.ndarray:
     """Share of the words that have a letter."""
     return ratio(sums(texts.lettered, texts.words.bounds), texts.words.per_text)
+
+
+@computed_together
+def stop_word_counts(texts: Passages, stop_words: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many words of each text are in a list, and how many of the list each text has."""
+    total, different = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+    for word in dict.fromkeys(stop_words.split()):
+        occurring = sums(texts.word_hashes == np.uint64(hash_of(word)), texts.words.bounds)
+        total += occurring
+        different += occurring > 0
+    return total, different
 
 
 def gopher_quality(texts: Passages) -> pa.Array:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arrowds.metrics.text.diversity import ratio
 from arrowds.metrics.text.passages import Passages, computed_together
-from arrowds.metrics.text.spans import Repeated, Spans, sums
+from arrowds.metrics.text.spans import Repeated, Spans, ratio, sums
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,12 @@ def sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return found
 
 
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Part / whole as float64, 0 where the whole is."""
+    shares: np.ndarray = np.where(whole > 0, part / np.maximum(whole, 1), 0.0)
+    return shares
+
+
 def hash_sums(codes: np.ndarray) -> np.ndarray:
     """Return the sums from which :func:`hashes` follow: of code * factor^place, modulo 2^64, before each place."""
     before = np.zeros(len(codes) + 1, np.uint64)
